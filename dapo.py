@@ -1,0 +1,95 @@
+"""DAPO, Decoupled Clip and Dynamic sAmpling Policy Optimization (arXiv 2503.14476), maximises
+
+    J = 1/(sum_i |o_i|) sum_i sum_t min(r_it A_i, clip(r_it, 1 - eps_low, 1 + eps_high) A_i)
+    r_it = pi(o_it) / pi_old(o_it)            A_i = (R_i - mean(R)) / std(R) within the group
+
+over N = B*G sampled completions o_i, from groups with 0 < #correct < G. What differs from GRPO:
+(1) clip-higher, (2) dynamic sampling, (3) token mean, (4) overlong penalty; and no KL.
+`grpo.py` has the same names in the same order, so `diff grpo.py dapo.py` shows what DAPO changes.
+Not here: sampling, log-probabilities, the optimizer, Config. Every function is pure.
+Shapes: B prompts (= groups), G samples per prompt, N = B*G rows, T completion length.
+"""
+
+import torch
+from torch import Tensor
+
+from grpo import DEAD, LOG_RATIO, advantage, clean, report, spread
+
+__all__ = ["advantage", "keep", "loss", "overlong_penalty", "token_weight"]
+
+# ---- the objective -------------------------------------------------------------------------------
+
+
+def token_weight(mask: Tensor) -> Tensor:  # bool [N, T] -> float [N, T]
+    """1 / sum_i |o_i| on each token: the mean over all tokens of the step (token mean, sec. 3.3).
+
+    Call it once, on all N rows of an optimizer step, then slice: the mean of micro-batch means is
+    another number (verl's FSDP actor takes that one). A row with no token weighs 0. All tokens
+    weigh the same, so a long answer weighs more than a short one.
+    """
+    count = mask.sum().clamp(min=1)  # [], sum_i |o_i|; an empty step is not 0 / 0
+    return mask.float() / count  # [N, T]
+
+
+def loss(
+    logp: Tensor,
+    old_logp: Tensor,
+    adv: Tensor,
+    weight: Tensor,
+    clip_low: float = 0.2,
+    clip_high: float = 0.28,
+    dual_clip: float | None = 10.0,
+) -> tuple[Tensor, dict[str, float]]:  # [N, T] each, or broadcasting to it (adv [N, 1]) -> []
+    """-sum(weight * min(r A, clip(r, 1 - eps_low, 1 + eps_high) A)), the min floored at c A if A < 0.
+
+    Only `logp` gets a gradient. Where weight is 0 the inputs may hold anything, NaN included, and
+    add exactly 0 to value and gradient. On-policy (logp == old_logp) every ratio is 1 and the value
+    is -mean(A), about 0, but the gradient, -weight * A in logp, is not: watch reward, not loss.
+
+    The dict holds sums of weight * x, so add them over the micro-batches of a step (and divide by
+    the step's weight.sum() if rows were empty): `clipfrac`, x = 1 where a clip took the gradient
+    away (verl logs the dual clip apart; TRL splits it by side), `ratio`, and `kl`, k3 to the
+    reference, 0.0 if there is no reference: DAPO has none.
+
+    c = dual_clip > 1 + eps_high (arXiv 1912.09729): ReCode 10, verl 3, TRL none; None is off.
+    """
+    live = weight > 0  # [N, T]
+    logp = clean(logp, live)
+    old_logp, adv = clean(old_logp, live).detach(), clean(adv, live).detach()  # [N, T]
+    ratio = (logp - old_logp).clamp(-LOG_RATIO, LOG_RATIO).exp()
+    # min takes the pessimistic side, so the clip only stops a push that has already gone far:
+    # A > 0, good token: above 1 + eps_high no further push up; below 1 - eps_low all of it stays.
+    # A < 0, bad token: below 1 - eps_low no further push down; above 1 + eps_high all of it stays.
+    # Clip-higher (sec. 3.1): a rare good token may gain 28 %, not 20, so exploration lives longer.
+    unclipped = ratio * adv
+    objective = torch.minimum(unclipped, ratio.clamp(1 - clip_low, 1 + clip_high) * adv)  # [N, T]
+    if dual_clip is not None:
+        # A < 0 and a huge r: r A has no bottom and one stale token would rule the step. c A is it.
+        objective = torch.where(adv < 0, torch.maximum(objective, dual_clip * adv), objective)
+    # J is maximised and optimizers minimise (as with NLL = -logp), so we negate.
+    value = -(weight * objective).sum()  # []
+    return value, {**report(weight, clipfrac=objective != unclipped, ratio=ratio), "kl": 0.0}
+
+
+# ---- dynamic sampling and the overlong penalty ---------------------------------------------------
+
+
+def keep(score: Tensor) -> Tensor:  # [B, G] -> bool [B]
+    """Groups that can teach, max - min > 1e-6 (sec. 3.2). In the others every A is 0: sample on.
+
+    `score` is the exact-match indicator (the paper's 0 < #correct < G) or the reward; on a shaped
+    reward, groups that are all wrong in different ways survive. verl tests np.std > 0, and keeps
+    three rewards of 0.7 (np.std 1e-16).
+    """
+    return spread(score).squeeze(1) > DEAD  # [B, 1] -> [B]
+
+
+def overlong_penalty(length: Tensor | int, max_length: int, buffer: int) -> Tensor:  # [N] -> [N]
+    """R_length of sec. 3.4, added to the reward. Lengths in tokens; the paper's 20,480 and 4,096.
+
+    0 up to max_length - buffer, then ((max_length - buffer) - length) / buffer, which is -1 at
+    max_length, and -1 beyond. buffer = 0, no soft zone: 0 up to max_length, -1 beyond.
+    """
+    length = torch.as_tensor(length).float()  # exact up to 16.7 million tokens
+    # max(buffer, 1): lengths are whole numbers, so without a soft zone one token too many costs 1.
+    return ((max_length - buffer - length) / max(buffer, 1)).clamp(-1.0, 0.0)

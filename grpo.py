@@ -1,0 +1,124 @@
+"""GRPO, Group Relative Policy Optimization (DeepSeekMath, arXiv 2402.03300), maximises
+
+    J = 1/N sum_i 1/|o_i| sum_t [ min(r_it A_i, clip(r_it, 1 - eps, 1 + eps) A_i) - beta KL_it ]
+    r_it = pi(o_it) / pi_old(o_it)            A_i = (R_i - mean(R)) / std(R) within the group
+
+over N = B*G sampled completions o_i. No critic: the other answers to a prompt are the baseline.
+`dapo.py` has the same names in the same order, so `diff grpo.py dapo.py` shows what DAPO changes.
+Not here: sampling, log-probabilities, the optimizer, Config. Every function is pure.
+Shapes: B prompts (= groups), G samples per prompt, N = B*G rows, T completion length.
+"""
+
+import torch
+from torch import Tensor
+
+__all__ = ["advantage", "kl", "loss", "token_weight"]
+
+# ---- advantage and small parts: dapo.py imports them ---------------------------------------------
+
+EPS = 1e-4  # added to the std, as TRL does; verl adds 1e-6
+DEAD = 1e-6  # a group whose rewards lie no further apart than this has nothing to teach
+LOG_RATIO = 20.0  # |log ratio| is cut here, as verl does: e^20 = 4.9e8, float32 ends at e^88
+
+
+def advantage(reward: Tensor, scale: bool = True) -> Tensor:  # [B, G] -> [B, G]
+    """A_i = (R_i - mean(R)) / (std(R) + 1e-4) within each group; exactly 0 for a dead group.
+
+    Sample std (over G - 1) as TRL and verl; GRPO-Zero and nano-aha divide by G: at G = 8 their A
+    is 1.069 times ours. `scale=False` leaves the std out (Dr. GRPO, arXiv 2503.20783; its other
+    change, no 1/|o_i|, is not offered). A group of one is its own mean: A = 0. A NaN reward makes
+    its group NaN: loud, on purpose. Dtype: the reward's, or float32 for integers.
+    """
+    centred = reward.double() - reward.double().mean(dim=1, keepdim=True)  # [B, G]
+    # Why float64 and max - min: in float32 the mean of eight 1.7s is off by 1e-7 and so is the
+    # std, and noise / noise is a real push: 0.106 with verl's 1e-6. Testing std > 0 misses it.
+    variance = centred.square().sum(dim=1, keepdim=True) / max(reward.shape[1] - 1, 1)  # [B, 1]
+    adv = centred / (variance.sqrt() + EPS) if scale else centred  # [B, G]
+    adv = adv.masked_fill(spread(reward) <= DEAD, 0.0)
+    return adv.to(reward.dtype if reward.is_floating_point() else torch.float32)
+
+
+def spread(reward: Tensor) -> Tensor:  # [B, G] -> [B, 1]
+    """Largest minus smallest reward of each group: exactly 0 if all are equal."""
+    reward = reward.double()  # booleans and integers too
+    return reward.amax(dim=1, keepdim=True) - reward.amin(dim=1, keepdim=True)
+
+
+def wide(x: Tensor) -> Tensor:
+    """`x` in float32, or in float64 if it is: the 8 bits of bf16 are too few for exp and minus."""
+    return x.to(torch.promote_types(x.dtype, torch.float32))
+
+
+def clean(x: Tensor, live: Tensor) -> Tensor:  # [N, T] or [N, 1] -> [N, T]
+    """`x` with 0 where `live` is False. Multiplying by 0 later would not do: 0 * inf is NaN."""
+    return torch.where(live, wide(x), 0.0)
+
+
+def report(weight: Tensor, **values: Tensor) -> dict[str, float]:
+    """Each value as the detached float sum(weight * value)."""
+    return {name: (weight * x.detach()).sum().item() for name, x in values.items()}
+
+
+# ---- the objective -------------------------------------------------------------------------------
+
+
+def token_weight(mask: Tensor) -> Tensor:  # bool [N, T] -> float [N, T]
+    """1 / (N |o_i|) on each token of row i: the mean over rows of each row's mean (sequence mean).
+
+    Call it once, on all N rows of an optimizer step, then slice: the mean of micro-batch means is
+    another number. A row with no token weighs 0, and still counts in N as in TRL; verl leaves it
+    out of N. A token of a short answer weighs more than a token of a long one.
+    """
+    count = mask.sum(dim=1, keepdim=True).clamp(min=1)  # [N, 1], |o_i|; an empty row is not 0 / 0
+    return mask.float() / (len(mask) * count)  # [N, T]
+
+
+def kl(logp: Tensor, ref_logp: Tensor) -> Tensor:  # [N, T] -> [N, T]
+    """k3 = exp(d) - d - 1, d = ref_logp - logp (Schulman, "Approximating KL divergence", 2020).
+
+    An unbiased estimate of KL(pi || pi_ref) on samples of pi, never negative; its gradient in logp
+    is 1 - exp(d). Not cut, as in TRL; verl cuts k3 at 10, so d > 2.6 gets no gradient there.
+    """
+    d = wide(ref_logp) - wide(logp)  # [N, T]
+    return torch.expm1(d) - d  # expm1(d) = exp(d) - 1, but keeps the digits of a small d
+
+
+def loss(
+    logp: Tensor,
+    old_logp: Tensor,
+    adv: Tensor,
+    weight: Tensor,
+    clip: float = 0.2,
+    ref_logp: Tensor | None = None,
+    beta: float = 0.0,
+) -> tuple[Tensor, dict[str, float]]:  # [N, T] each, or broadcasting to it (adv [N, 1]) -> []
+    """-sum(weight * min(r A, clip(r, 1 - eps, 1 + eps) A)) + beta * sum(weight * k3), eps = clip.
+
+    Only `logp` gets a gradient. Where weight is 0 the inputs may hold anything, NaN included, and
+    add exactly 0 to value and gradient. On-policy (logp == old_logp) every ratio is 1 and the value
+    is -mean(A), about 0, but the gradient, -weight * A in logp, is not: watch reward, not loss.
+
+    The dict holds sums of weight * x, so add them over the micro-batches of a step (and divide by
+    the step's weight.sum() if rows were empty): `clipfrac`, x = 1 where the clip took the gradient
+    away (as verl; TRL splits it by side), `ratio`, and `kl`, k3 to the reference without beta, 0.0
+    if there is no reference.
+    """
+    if beta and ref_logp is None:
+        raise ValueError("beta > 0 needs ref_logp, the reference model's log-probabilities")
+    live = weight > 0  # [N, T]
+    logp = clean(logp, live)
+    old_logp, adv = clean(old_logp, live).detach(), clean(adv, live).detach()  # [N, T]
+    ratio = (logp - old_logp).clamp(-LOG_RATIO, LOG_RATIO).exp()
+    # min takes the pessimistic side, so the clip only stops a push that has already gone far:
+    # A > 0, good token: above 1 + eps no further push up; below 1 - eps the full push up stays.
+    # A < 0, bad token: below 1 - eps no further push down; above 1 + eps the full push down stays.
+    unclipped = ratio * adv
+    objective = torch.minimum(unclipped, ratio.clamp(1 - clip, 1 + clip) * adv)  # [N, T]
+    # J is maximised and optimizers minimise (as with NLL = -logp), so we negate.
+    value = -(weight * objective).sum()  # []
+    k3 = torch.zeros_like(ratio)
+    if ref_logp is not None:
+        k3 = kl(logp, clean(ref_logp, live).detach())  # [N, T]
+    if beta:
+        value = value + beta * (weight * k3).sum()
+    return value, report(weight, clipfrac=objective != unclipped, ratio=ratio, kl=k3)
