@@ -1,0 +1,74 @@
+"""Build `updates.jsonl` from the files a person writes, `updates/<library>.yaml`.
+
+    python -m data.build          writes data/updates.jsonl and prints its counts
+
+One row is one usage of one update, with one wording of its note. Building twice gives the same bytes.
+"""
+
+import collections
+import json
+import re
+from collections.abc import Iterator
+from pathlib import Path
+
+import yaml
+
+from data import DEFAULT, HERE
+
+# Whole libraries that training never sees.
+TEST = {"marshmallow", "networkx", "pillow", "polars", "pydantic", "sympy"}
+
+
+def usages(update: dict) -> Iterator[tuple[str, str]]:
+    """(old, new) of each usage as written, then of its variations: whole words replaced."""
+    for usage in update["usages"]:
+        for table in [{}, *usage.get("vary", [])]:
+            words = {str(old): str(new) for old, new in table.items()}
+            pattern = r"\b(?:" + "|".join(map(re.escape, words)) + r")\b" if words else r"(?!)"
+            yield tuple(
+                re.sub(pattern, lambda m: words[m[0]], usage[side]) for side in ("old", "new")
+            )
+
+
+def rows(path: Path) -> Iterator[dict[str, str]]:
+    """The rows of one library; the wordings of a note take turns."""
+    source = yaml.safe_load(path.read_text(encoding="utf-8"))
+    library = source["library"]
+    for update in source["updates"]:
+        for number, (old, new) in enumerate(usages(update)):
+            yield {
+                "id": f"{update['id']}-{number}",
+                "dependency": library,
+                "old_version": update["old_version"],
+                "new_version": "==" + update["new_version"],
+                "kind": update["kind"],
+                "split": "test" if library in TEST else "train",
+                "description": update["description"].strip(),
+                "update_info": update["notes"][number % len(update["notes"])].strip(),
+                "old_code": old.strip("\n"),
+                "new_code": new.strip("\n"),
+            }
+
+
+def build() -> str:
+    """The whole file as text: one JSON object a line, sorted by id."""
+    found = [row for path in sorted((HERE / "updates").glob("*.yaml")) for row in rows(path)]
+    found.sort(key=lambda row: row["id"])
+    return "".join(json.dumps(row, ensure_ascii=False) + "\n" for row in found)
+
+
+def main() -> None:
+    text = build()
+    DEFAULT.write_text(text, encoding="utf-8", newline="\n")
+    found = [json.loads(line) for line in text.splitlines()]
+    updates = {row["id"].rpartition("-")[0]: row for row in found}
+    for field in ("split", "kind", "dependency"):
+        counts = collections.Counter(row[field] for row in found)
+        distinct = collections.Counter(row[field] for row in updates.values())
+        for name in sorted(counts):
+            print(f"{field:12} {name:20} {counts[name]:5} rows {distinct[name]:4} updates")
+    print(f"{len(found)} rows of {len(updates)} updates, {len(text.encode())} bytes: {DEFAULT.name}")
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,177 @@
+"""The data set, its loader, the prompt and the bundled policy's tokenizer."""
+
+import ast
+import difflib
+import json
+
+import pytest
+from transformers import AutoTokenizer
+
+import data
+from data import build
+
+ROW = {
+    "dependency": "numpy",
+    "new_version": "==2.0.0",
+    "description": "np.product is gone.",
+    "update_info": "Use `np.prod`.",
+    "old_code": "x = np.product(a)",
+    "new_code": "x = np.prod(a)",
+}
+
+
+def write(folder, *rows):
+    path = folder / "rows.jsonl"
+    path.write_text("".join(r if isinstance(r, str) else json.dumps(r) + "\n" for r in rows))
+    return path
+
+
+@pytest.fixture(scope="module")
+def rows():
+    return data.load(split="train") + data.load(split="test")
+
+
+@pytest.fixture(scope="module")
+def tokenizer():
+    return AutoTokenizer.from_pretrained(data.POLICY)
+
+
+# ---------------------------------------------------------------- the loader
+
+
+@pytest.mark.parametrize("split", ["train", "test"])
+def test_rows_without_split_are_returned_whole(tmp_path, split):
+    """Prevents: the paper's own file, which has no splits, loads as nothing."""
+    assert data.load(write(tmp_path, ROW, ROW), split) == [data.Example(**ROW)] * 2
+
+
+def test_split_is_chosen(tmp_path):
+    """Prevents: training on the rows of the test split."""
+    path = write(tmp_path, ROW | {"split": "train", "id": "a"}, ROW | {"split": "test", "id": "b"})
+    assert [e.id for e in data.load(path, "test")] == ["b"]
+
+
+@pytest.mark.parametrize("field", data.PAPER_FIELDS)
+def test_missing_and_empty_fields_are_named(tmp_path, field):
+    """Prevents: a row without code trains the policy on nothing."""
+    short = {k: v for k, v in ROW.items() if k != field}
+    with pytest.raises(ValueError, match=rf"rows\.jsonl, line 2: field '{field}' is missing"):
+        data.load(write(tmp_path, ROW, short))
+    with pytest.raises(ValueError, match=rf"line 1: field '{field}' is empty"):
+        data.load(write(tmp_path, ROW | {field: " \n"}))
+
+
+@pytest.mark.parametrize("side", ["old_code", "new_code"])
+def test_code_that_does_not_parse_is_named(tmp_path, side):
+    """Prevents: a target that no answer can equal scores every sample -2."""
+    with pytest.raises(ValueError, match=rf"line 1: field '{side}' is not valid Python"):
+        data.load(write(tmp_path, ROW | {side: "x = ("}))
+
+
+@pytest.mark.parametrize("line", ["{not json\n", "[1, 2]\n", '"text"\n'])
+def test_lines_that_are_no_object_are_named(tmp_path, line):
+    """Prevents: a broken download ends in a traceback from inside json."""
+    with pytest.raises(ValueError, match="line 2: not a JSON object"):
+        data.load(write(tmp_path, ROW, line))
+
+
+def test_wrong_type_blank_lines_and_unknown_fields(tmp_path):
+    """Prevents: a number as version crashes later; a blank last line or an extra field is refused."""
+    with pytest.raises(ValueError, match="field 'new_version' must be a string"):
+        data.load(write(tmp_path, ROW | {"new_version": 2}))
+    assert len(data.load(write(tmp_path, ROW | {"stars": 5}, "\n", ROW))) == 2
+
+
+def test_missing_and_empty_files_are_one_sentence(tmp_path):
+    """Prevents: a typing mistake in --data is answered by a traceback."""
+    with pytest.raises(ValueError, match="no such data file"):
+        data.load(tmp_path / "none.jsonl")
+    with pytest.raises(ValueError, match="no row of split 'train'"):
+        data.load(write(tmp_path, ""))
+
+
+def test_separators_inside_strings_do_not_split_lines(tmp_path):
+    """Prevents: U+2028 or a form feed inside a string is taken for the end of the row."""
+    code = 'x = "a\u2028b\u0085c"'
+    path = tmp_path / "rows.jsonl"
+    path.write_text(json.dumps(ROW | {"old_code": code}, ensure_ascii=False), encoding="utf-8")
+    assert data.load(path)[0].old_code == code
+
+
+# ---------------------------------------------------------------- the prompt
+
+
+@pytest.mark.parametrize("text", ["==2.2.0", ">=2.2.0", "2.2.0", "~= 2.2.0", "===2.2.0", "<2.2.0"])
+def test_version_loses_its_operator_only(text):
+    """Prevents: the release's `[2:]`, which turns "2.2.0" into "2.0"."""
+    assert data.version(data.Example(**ROW | {"new_version": text})) == "2.2.0"
+
+
+def test_prompt_has_the_paper_s_turns_and_stays_open(tokenizer):
+    """Prevents: the assistant's turn is closed after <think>, as in the release's DAPO prompt."""
+    text = tokenizer.decode(data.prompt(data.Example(**ROW), tokenizer))
+    assert text.endswith("<|im_start|>assistant\nLet me solve this step by step.\n<think>")
+    assert text.count("<|im_start|>") == 3 and text.count("<|im_end|>") == 2
+    assert "numpy performed an API update in version 2.0.0" in text
+    assert "<doc>\nUse `np.prod`.\n</doc>\n```python\nx = np.product(a)\n```" in text
+
+
+def test_a_model_without_chat_template_is_refused(tokenizer):
+    """Prevents: a base model is trained on a conversation it never saw, in silence."""
+    bare = AutoTokenizer.from_pretrained(data.POLICY)
+    bare.chat_template = None
+    with pytest.raises(ValueError, match="no chat template"):
+        data.prompt(data.Example(**ROW), bare)
+
+
+def test_tokenizer_is_lossless_on_all_rows(rows, tokenizer):
+    """Prevents: a loader puts another pre-tokenizer in, and the policy reads text it never saw."""
+    for e in rows[::7]:
+        ids = tokenizer.encode(e.old_code, add_special_tokens=False)
+        assert tokenizer.decode(ids) == e.old_code
+    assert tokenizer.tokenize("f(a, b):\n    np.prod") == [
+        "f", "(", "a", ",\u0120", "b", "):", "\u010a" + 4 * "\u0120", "return"[:0] + "np", ".", "pro", "d"
+    ]  # fmt: skip
+
+
+# ---------------------------------------------------------------- the rows
+
+
+def test_committed_file_is_what_the_builder_builds():
+    """Prevents: a source file is edited and the data set is not rebuilt."""
+    assert data.DEFAULT.read_bytes() == build.build().encode()
+
+
+def test_size_of_the_first_edition(rows):
+    """Prevents: a slip in the builder drops libraries. 400 pairs, 60 updates, 12 libraries at least."""
+    assert len(rows) >= 400 and len({e.dependency for e in rows}) >= 12
+    assert len({e.id.rpartition("-")[0] for e in rows}) >= 60
+
+
+def test_ids_and_pairs_are_unique(rows):
+    """Prevents: a row counts twice, or a variation varies nothing."""
+    assert len({e.id for e in rows}) == len(rows)
+    assert len({(e.update_info, e.old_code) for e in rows}) == len(rows)
+
+
+def test_every_pair_changes_something_and_parses(rows):
+    """Prevents: a row that teaches copying."""
+    for e in rows:
+        assert ast.dump(ast.parse(e.old_code)) != ast.dump(ast.parse(e.new_code)), e.id
+
+
+def test_test_libraries_are_held_out(rows):
+    """Prevents: the held-out score measures memory. Libraries are disjoint, and so is the code."""
+    train = [e for e in rows if e.split == "train"]
+    test = [e for e in rows if e.split == "test"]
+    assert not {e.dependency for e in train} & {e.dependency for e in test}
+    assert not {e.old_code for e in train} & {e.old_code for e in test}
+
+
+def test_no_near_duplicate_across_the_splits(rows):
+    """Prevents: a test program that is a train program with one name changed."""
+    train = {e.old_code for e in rows if e.split == "train"}
+    for old in {e.old_code for e in rows if e.split == "test"}:
+        near = (t for t in train if abs(len(t) - len(old)) <= 0.1 * len(old))
+        quick = (difflib.SequenceMatcher(None, t, old, autojunk=False) for t in near)
+        assert not any(m.real_quick_ratio() > 0.95 and m.quick_ratio() > 0.95 and m.ratio() > 0.95 for m in quick)
