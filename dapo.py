@@ -40,7 +40,7 @@ def loss(
     clip_high: float = 0.28,
     dual_clip: float | None = 10.0,
 ) -> tuple[Tensor, dict[str, float]]:  # [N, T] each, or broadcasting to it (adv [N, 1]) -> []
-    """-sum(weight * min(r A, clip(r, 1 - eps_low, 1 + eps_high) A)), the min floored at c A if A < 0.
+    """-sum(weight * min(r A, clip(r, 1 - eps_low, 1 + eps_high) A)), floored at c A if A < 0.
 
     Only `logp` gets a gradient. Where weight is 0 the inputs may hold anything, NaN included, and
     add exactly 0 to value and gradient. On-policy (logp == old_logp) every ratio is 1 and the value

@@ -1,4 +1,4 @@
-"""DAPO against hand-computed numbers and a slow twin. Each docstring names the fault it prevents."""
+"""DAPO against hand-computed numbers and a slow twin. Docstrings name the faults prevented."""
 
 import math
 
@@ -30,7 +30,7 @@ def one(adv, ratio, **options):
 
 
 def random_step(seed, N=6, T=5):
-    """Unequal lengths (row 0 is empty), one advantage a row, some ratios beyond a dual clip of 2."""
+    """Unequal lengths (row 0 is empty), one advantage a row, some ratios past a dual clip of 2."""
     g = torch.Generator().manual_seed(seed)
     mask = torch.arange(T) < torch.randint(1, T + 1, (N, 1), generator=g)  # [N, T]
     mask[0] = False

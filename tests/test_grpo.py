@@ -1,4 +1,4 @@
-"""GRPO against hand-computed numbers and a slow twin. Each docstring names the fault it prevents."""
+"""GRPO against hand-computed numbers and a slow twin. Docstrings name the faults prevented."""
 
 import math
 
