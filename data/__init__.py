@@ -4,7 +4,7 @@
     prompt(example, tokenizer)         -> [151644, 8948, ...]  # token ids, open after "<think>"
     completion(example)                -> "\\n... </think>\\n<answer> ... </answer>"
 
-Not here: how the rows are made (`data/build.py`) and how the bundled policy was (`data/make_policy.py`).
+Not here: how the rows are made (`data/build.py`), and the bundled policy (`data/make_policy.py`).
 """
 
 import ast
@@ -17,7 +17,7 @@ HERE = Path(__file__).parent
 DEFAULT = HERE / "updates.jsonl"
 POLICY = HERE / "policy"
 
-# The paper's conversation (arXiv 2506.20495, appendix): roles and order are the paper's, wording is ours.
+# The paper's conversation (arXiv 2506.20495): roles and order are the paper's, wording is ours.
 SYSTEM = (
     "You are a coding assistant. Rewrite old code for the new version of its library. "
     "Follow the update information. Think first, then answer."
@@ -123,7 +123,9 @@ def prompt(example: Example, tokenizer) -> list[int]:
 
 def answer(thought: str, code: str) -> str:
     """The text that follows the prompt: the end of the thought, then the code."""
-    return f"\n{thought.strip()}\n</think>\n<answer>\n```python\n{code.strip(chr(10))}\n```\n</answer>"
+    return (
+        f"\n{thought.strip()}\n</think>\n<answer>\n```python\n{code.strip(chr(10))}\n```\n</answer>"
+    )
 
 
 def completion(example: Example) -> str:

@@ -2,7 +2,8 @@
 
     python -m data.build          writes data/updates.jsonl and prints its counts
 
-One row is one usage of one update, with one wording of its note. Building twice gives the same bytes.
+One row is one usage of one update, with one wording of its note. The same sources give the same
+bytes.
 """
 
 import collections
@@ -20,14 +21,18 @@ TEST = {"marshmallow", "networkx", "pillow", "polars", "pydantic", "sympy"}
 
 
 def usages(update: dict) -> Iterator[tuple[str, str]]:
-    """(old, new) of each usage as written, then of its variations: whole words replaced."""
+    """(old, new) of each usage as written, then of its variations."""
     for usage in update["usages"]:
-        for table in [{}, *usage.get("vary", [])]:
-            words = {str(old): str(new) for old, new in table.items()}
-            pattern = r"\b(?:" + "|".join(map(re.escape, words)) + r")\b" if words else r"(?!)"
-            yield tuple(
-                re.sub(pattern, lambda m: words[m[0]], usage[side]) for side in ("old", "new")
-            )
+        yield usage["old"], usage["new"]
+        for table in usage.get("vary", []):
+            words = {str(word): str(other) for word, other in table.items()}
+            yield swapped(usage["old"], words), swapped(usage["new"], words)
+
+
+def swapped(code: str, words: dict[str, str]) -> str:
+    """`code` with whole words replaced, all at once."""
+    pattern = r"\b(?:" + "|".join(map(re.escape, words)) + r")\b"
+    return re.sub(pattern, lambda match: words[match[0]], code)
 
 
 def rows(path: Path) -> Iterator[dict[str, str]]:
@@ -67,7 +72,9 @@ def main() -> None:
         distinct = collections.Counter(row[field] for row in updates.values())
         for name in sorted(counts):
             print(f"{field:12} {name:20} {counts[name]:5} rows {distinct[name]:4} updates")
-    print(f"{len(found)} rows of {len(updates)} updates, {len(text.encode())} bytes: {DEFAULT.name}")
+    print(
+        f"{len(found)} rows of {len(updates)} updates, {len(text.encode())} bytes: {DEFAULT.name}"
+    )
 
 
 if __name__ == "__main__":

@@ -76,7 +76,7 @@ def test_lines_that_are_no_object_are_named(tmp_path, line):
 
 
 def test_wrong_type_blank_lines_and_unknown_fields(tmp_path):
-    """Prevents: a number as version crashes later; a blank last line or an extra field is refused."""
+    """Prevents: a number as version crashes later; a blank line or an extra field is refused."""
     with pytest.raises(ValueError, match="field 'new_version' must be a string"):
         data.load(write(tmp_path, ROW | {"new_version": 2}))
     assert len(data.load(write(tmp_path, ROW | {"stars": 5}, "\n", ROW))) == 2
@@ -130,7 +130,7 @@ def test_tokenizer_is_lossless_on_all_rows(rows, tokenizer):
         ids = tokenizer.encode(e.old_code, add_special_tokens=False)
         assert tokenizer.decode(ids) == e.old_code
     assert tokenizer.tokenize("f(a, b):\n    np.prod") == [
-        "f", "(", "a", ",\u0120", "b", "):", "\u010a" + 4 * "\u0120", "return"[:0] + "np", ".", "pro", "d"
+        "f", "(", "a", ",\u0120", "b", "):", "\u010a" + 4 * "\u0120", "np", ".", "pro", "d"
     ]  # fmt: skip
 
 
@@ -143,7 +143,7 @@ def test_committed_file_is_what_the_builder_builds():
 
 
 def test_size_of_the_first_edition(rows):
-    """Prevents: a slip in the builder drops libraries. 400 pairs, 60 updates, 12 libraries at least."""
+    """Prevents: a slip in the builder drops libraries. 400 pairs, 60 updates, 12 libraries."""
     assert len(rows) >= 400 and len({e.dependency for e in rows}) >= 12
     assert len({e.id.rpartition("-")[0] for e in rows}) >= 60
 
@@ -174,4 +174,7 @@ def test_no_near_duplicate_across_the_splits(rows):
     for old in {e.old_code for e in rows if e.split == "test"}:
         near = (t for t in train if abs(len(t) - len(old)) <= 0.1 * len(old))
         quick = (difflib.SequenceMatcher(None, t, old, autojunk=False) for t in near)
-        assert not any(m.real_quick_ratio() > 0.95 and m.quick_ratio() > 0.95 and m.ratio() > 0.95 for m in quick)
+        assert not any(
+            m.real_quick_ratio() > 0.95 and m.quick_ratio() > 0.95 and m.ratio() > 0.95
+            for m in quick
+        )
