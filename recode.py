@@ -11,7 +11,7 @@ One step is five verbs, and the loop in `train` says just them:
     score       format, and likeness to the true code            reward.score
     advantage   reward relative to its group                     grpo.advantage
     loss        clipped policy gradient                          grpo.loss, dapo.loss
-    step        AdamW, more than once per rollout                Trainer.step
+    step        AdamW, more than once per rollout                recode.step
 
 Shapes: B prompts (= groups), G samples per prompt, T completion length.
 """
@@ -25,7 +25,7 @@ import resource
 import shutil
 import sys
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from dataclasses import asdict, dataclass, field, fields, replace
 from pathlib import Path
 
@@ -57,8 +57,8 @@ class Config:
     """Everything a run depends on. The defaults suit the bundled policy."""
 
     algo: str = flag("grpo", "algorithm", ("grpo", "dapo", "sft"))
-    model: str = flag(str(data.POLICY), "folder or hub id of a causal language model")
-    data: str = flag(str(data.DEFAULT), "JSON-lines file of API updates")
+    model: str = flag("", "folder or hub id of a causal language model (default: bundled)")
+    data: str = flag("", "JSON-lines file of API updates (default: bundled)")
     steps: int = flag(60, "rollouts to train on (sft: batches)")
     device: str = flag("auto", "auto takes the GPU where there is one", ("auto", "cpu", "cuda"))
     seed: int = flag(0, "seed of the order of the data and of sampling")
@@ -67,11 +67,11 @@ class Config:
     # sample
     prompts: int = flag(16, "B, prompts per rollout")
     group_size: int = flag(8, "G, samples per prompt, 2 or more")
-    max_new_tokens: int = flag(320, "longest completion, tokens")
+    max_new_tokens: int = flag(384, "longest completion, tokens")
     temperature: float = flag(1.0, "of sampling and scoring alike, above 0")
     live: str = flag("exact", "DAPO: a group is live if this varies in it", ("exact", "reward"))
     max_refills: int = flag(3, "DAPO: times that dead groups are replaced per step, 0 is off")
-    patience: int = flag(10, "steps in a row without a live group before the run stops")
+    patience: int = flag(10, "DAPO: steps in a row without a live group before the run stops")
     # score
     correctness: str = flag("es_star", "reward of the code", ("es_star", "em_star"))
     overlong_buffer: int = flag(0, "DAPO: soft zone before max_new_tokens, tokens, 0 is off")
@@ -81,12 +81,14 @@ class Config:
     beta: float = flag(0.001, "GRPO: weight of the KL to the untrained model, 0 drops it")
     clip_low: float = flag(0.2, "DAPO: lower clip")
     clip_high: float = flag(0.28, "DAPO: upper clip")
-    dual_clip: float = flag(10.0, "DAPO: bound on the ratio where the advantage is negative")
+    dual_clip: float = flag(
+        10.0, "DAPO: bound on the ratio where the advantage is negative, inf is off"
+    )
     # step
     updates: int = flag(2, "optimizer steps per rollout")
     micro_groups: int = flag(4, "groups per forward pass: memory against speed")
     lr: float = flag(1e-3, "peak learning rate (1e-6 is usual for all weights of a real model)")
-    warmup: int = flag(5, "steps of linear warm-up, before a cosine down to a tenth")
+    warmup: int = flag(5, "steps of linear warm-up, times a cosine down to a tenth")
     weight_decay: float = flag(0.0, "AdamW's, per step and learning rate")
     max_grad_norm: float = flag(1.0, "longer gradients are scaled down to this norm")
     # report
@@ -100,6 +102,11 @@ class Config:
         for name in "steps prompts max_new_tokens updates micro_groups eval_rows patience".split():
             if getattr(self, name) < 1:
                 raise ValueError(f"--{name} is {getattr(self, name)}: give 1 or more")
+        for name in "max_refills warmup overlong_buffer lr beta weight_decay".split():
+            if not getattr(self, name) >= 0:
+                raise ValueError(f"--{name} is {getattr(self, name)}: give 0 or more")
+        if self.dual_clip <= 1 + self.clip_high:
+            raise ValueError("--dual_clip must exceed 1 + clip_high, else it cuts every bad token")
         if self.group_size < 2:
             raise ValueError("--group_size must be 2 or more: an advantage compares samples")
         if self.temperature <= 0:
@@ -127,7 +134,7 @@ def train(config: Config, policy: "Policy", state: "State") -> Iterator[dict]:
     reference = frozen(config) if knobs.get("beta") else None
     examples = endless(config, state)
     while state.step < config.steps:
-        log, batch = Log(), Batch(config, keep=getattr(algo, "keep", None))
+        log, batch = Log(), Batch(config, dynamic=hasattr(algo, "keep"))
         while batch.missing:  # once; DAPO: until the batch is full of live groups, or max_refills
             asked = list(itertools.islice(examples, batch.missing))
             # ---- sample
@@ -137,7 +144,7 @@ def train(config: Config, policy: "Policy", state: "State") -> Iterator[dict]:
         rollout, reward = batch.close()
         # ---- advantage
         adv = algo.advantage(reward, scale=config.scale)[..., None]  # [B, G, 1]
-        for groups in split(range(len(adv)), math.ceil(config.prompts / config.updates)):
+        for groups in split(range(len(adv)), math.ceil(len(adv) / config.updates) or 1):
             # The weights span the whole optimizer step, so its micro-batches simply add up.
             weight = algo.token_weight(rollout.mask[groups].flatten(0, 1))  # [b * G, T]
             weight = weight.view_as(rollout.mask[groups])  # [b, G, T]
@@ -153,8 +160,9 @@ def train(config: Config, policy: "Policy", state: "State") -> Iterator[dict]:
             # ---- step
             log.step(grad_norm=step(policy, state, config))
         state.step += 1
-        count_idle(state, len(adv), config)
         yield log.close(batch)
+        if stuck(state, len(adv), config):
+            return
 
 
 def finetune(config: Config, policy: "Policy", state: "State") -> Iterator[dict]:
@@ -164,7 +172,7 @@ def finetune(config: Config, policy: "Policy", state: "State") -> Iterator[dict]
         log, asked = Log(), list(itertools.islice(examples, config.prompts))
         rollout = imitate(policy, asked, config)  # one completion per prompt: the true one
         weight = dapo.token_weight(rollout.mask.flatten(0, 1))[:, None]  # [B, 1, T], token mean
-        for micro in split(range(len(asked)), config.micro_groups * 4):
+        for micro in split(range(len(asked)), config.micro_groups * config.group_size):
             logp = token_logp(policy.model, rollout, micro)  # [b, 1, T]
             loss = -(weight[micro] * logp).sum()  # NLL = -logp, so we negate
             loss.backward()
@@ -215,11 +223,11 @@ class State:
 
 
 class Batch:
-    """The groups of one step. With `keep` (DAPO) the dead ones go and `missing` asks for others."""
+    """The groups of one step. `dynamic` (DAPO): dead ones go and `missing` asks for others."""
 
-    def __init__(self, config: Config, keep: Callable | None):
-        self.config, self.keep = config, keep
-        self.tries = 1 + (config.max_refills if keep else 0)
+    def __init__(self, config: Config, dynamic: bool):
+        self.config, self.dynamic = config, dynamic
+        self.tries = 1 + (config.max_refills if dynamic else 0)
         self.parts: list[Rollout] = []
         self.score: list[dict[str, Tensor]] = []  # of every group, also of those that went
         self.rewards: list[Tensor] = []
@@ -231,9 +239,9 @@ class Batch:
 
     def add(self, rollout: Rollout, score: dict[str, Tensor]) -> None:
         """Take the groups of a rollout, score values [B, G], or only its live ones."""
-        by = score["exact" if self.keep and self.config.live == "exact" else "total"]
+        by = score["exact" if self.dynamic and self.config.live == "exact" else "total"]
         live = dapo.keep(by)  # [B]
-        groups = live.nonzero()[:, 0].tolist() if self.keep else list(range(len(live)))
+        groups = live.nonzero()[:, 0].tolist() if self.dynamic else list(range(len(live)))
         self.tries -= 1
         self.parts.append(rollout.pick(groups))
         self.rewards.append(score["total"][groups])
@@ -324,7 +332,7 @@ def judge(
     targets = [e.new_code for e in examples for _ in range(G)]
     found = reward.score(texts(policy, rollout), targets, config.correctness, config.device)
     found = {name: value.view(B, G) for name, value in found.items()}
-    if config.overlong_buffer:
+    if config.algo == "dapo" and config.overlong_buffer:
         limit, buffer = config.max_new_tokens, config.overlong_buffer
         found["total"] = found["total"] + dapo.overlong_penalty(rollout.length, limit, buffer)
     return found
@@ -344,19 +352,20 @@ def imitate(policy: Policy, examples: list[data.Example], config: Config) -> Rol
     return Rollout(prompts, tokens, mask, torch.zeros_like(mask).float(), length, length < 0)
 
 
-def count_idle(state: State, live: int, config: Config) -> None:
-    """Say so when a step had too few live groups; stop a run that has nothing to learn from."""
+def stuck(state: State, live: int, config: Config) -> bool:
+    """Say so when a step had too few live groups; True when the run has nothing more to learn."""
     state.idle = 0 if live else state.idle + 1
     if live < config.prompts:
         did = (
             f"trained on {live} of {config.prompts} groups" if live else "no live group, no update"
         )
         tqdm.write(f"step {state.step}: {did} after {config.max_refills} refills")
-    if state.idle >= config.patience:
-        raise ValueError(
-            f"{state.idle} steps in a row had no live group: every sample of a prompt scores the "
-            "same. Try --live reward, a larger --group-size, or data that is less easy or less hard"
+    if state.idle == config.patience:
+        tqdm.write(
+            f"stopped: in {state.idle} steps in a row every sample of a prompt scored the same. "
+            "Try --live reward, a larger --group-size, or data that is less easy or less hard"
         )
+    return state.idle >= config.patience
 
 
 @torch.no_grad()
@@ -375,7 +384,7 @@ def split(items, size: int) -> list[list]:
 
 
 def grade(completions: list[str], examples: list[data.Example], device: str) -> dict[str, float]:
-    """Means over the rows: EM* and ES* in [-2, 2], format and Pass@1 by exact match in percent."""
+    """Means over the rows: EM* and ES* in [-2, 2], format and exact match in percent."""
     targets = [e.new_code for e in examples]
     found = reward.score(completions, targets, "es_star", device)
     return {
@@ -405,7 +414,9 @@ def copied(example: data.Example) -> str:
 def report(policy: Policy, config: Config) -> dict:
     """Grades and greedy completions on a fixed choice of rows of each split."""
     found = {}
-    for part in ("train", "test"):
+    # A file without splits, such as the paper's own, has no held-out rows.
+    parts = ("train", "test") if data.load(config.data)[0].split else ("train",)
+    for part in parts:
         rows = data.load(config.data, part)
         rows = random.Random(0).sample(rows, min(config.eval_rows, len(rows)))
         said = greedy(policy, rows, config)
@@ -417,11 +428,11 @@ def table(before: dict, after: dict) -> str:
     """Markdown: copying, the base and the trained policy, on training and held-out libraries."""
     names = {"train": "training", "test": "held-out"}
     lines = [
-        "| libraries | rows | policy | EM* | ES* | format | Pass@1 |",
+        "| libraries | rows | policy | EM* | ES* | format | exact |",
         "|---|---|---|---|---|---|---|",
     ]
-    for part, name in names.items():
-        rows = after[part]["rows"]
+    for part in after:
+        name, rows = names[part], after[part]["rows"]
         grades = {
             "copy the old code": grade([copied(e) for e in rows], rows, "cpu"),
             "base": before[part]["grade"],
@@ -438,7 +449,7 @@ def table(before: dict, after: dict) -> str:
 def sample_page(before: dict, after: dict, count: int = 4) -> str:
     """Held-out completions before and after: the first ones, then failures after training."""
     rows, old, new = after["rows"], before["said"], after["said"]
-    missed = [i for i, e in enumerate(rows) if not grade([new[i]], [e], "cpu")["exact"]]
+    missed = (reward.em_star(new, [e.new_code for e in rows]) < 2).nonzero()[:, 0].tolist()
     chosen = dict.fromkeys([*range(min(count, len(rows))), *missed[:count]])
     return "\n".join(example_page(rows[i], old[i], new[i]) for i in chosen)
 
@@ -465,13 +476,15 @@ def curves(path: Path, history: list[dict]) -> None:
     matplotlib.use("Agg")
     from matplotlib import pyplot
 
-    names = [n for n in PANELS if n in history[0]]
+    names = [n for n in PANELS if any(m.get(n) for m in history)]  # not what was never measured
     figure, axes = pyplot.subplots(2, math.ceil(len(names) / 2), figsize=(11, 5), squeeze=False)
     for axis, name in itertools.zip_longest(axes.flat, names):
         if name is None:
             axis.axis("off")
             continue
-        axis.plot([m["step"] for m in history], [m[name] for m in history], linewidth=1.2)
+        axis.plot(
+            [m["step"] for m in history], [m.get(name, math.nan) for m in history], linewidth=1.2
+        )
         axis.set_title(PANELS[name], fontsize=10)
         axis.grid(alpha=0.3)
         axis.spines[["top", "right"]].set_visible(False)
@@ -500,6 +513,7 @@ PANELS = {
 
 def load_policy(name: str, device: str) -> Policy:
     """A causal language model in float32, its tokenizer, and every id that may end an answer."""
+    name = name or str(data.POLICY)
     if not Path(name).exists() and (name.startswith((".", "/")) or name.count("/") != 1):
         raise ValueError(f"--model {name}: no such folder; data.make_policy makes the bundled one")
     try:
@@ -538,16 +552,16 @@ def start(config: Config) -> tuple[Policy, State]:
     """The policy and a fresh state, or those of the checkpoint that the run goes on from."""
     kept = Path(config.resume, "checkpoint")
     policy = load_policy(str(kept) if config.resume else config.model, config.device)
-    policy.model.train()
     optimizer = torch.optim.AdamW(
         policy.model.parameters(), lr=config.lr, weight_decay=config.weight_decay
     )
-    state = State(optimizer, torch.Generator(config.device).manual_seed(config.seed))
+    # On the CPU, so that a run of one device can go on on another.
+    state = State(optimizer, torch.Generator().manual_seed(config.seed))
     if config.resume:
         saved = torch.load(kept / "state.pt", map_location="cpu", weights_only=True)
         state.optimizer.load_state_dict(saved.pop("optimizer"))
         state.generator.set_state(saved.pop("generator"))
-        state = replace(state, **saved)
+        state = replace(state, **saved | {"idle": 0})
     return policy, state
 
 
@@ -575,7 +589,9 @@ def parse(arguments: list[str] | None = None) -> Config:
     if "resume" not in given:
         return Config(**given)
     file = Path(given["resume"], "config.json")
-    if not (file.parent / "checkpoint" / "state.pt").is_file():
+    if "out" in given:
+        raise ValueError("--resume goes on in its own folder: leave --out away")
+    if not (file.is_file() and (file.parent / "checkpoint" / "state.pt").is_file()):
         raise ValueError(f"--resume {given['resume']}: no checkpoint to go on from in that folder")
     return Config(**json.loads(file.read_text()) | given | {"out": given["resume"]})
 
@@ -617,15 +633,13 @@ def run(config: Config) -> None:
             f"{folder} is not empty: give another --out, or go on with --resume {folder}"
         )
     torch.manual_seed(config.seed)
-    base = load_policy(config.model, config.device)
-    check_lengths(base, config)
     policy, state = start(config)
-    folder.mkdir(parents=True, exist_ok=True)
-    (folder / "config.json").write_text(
-        json.dumps(asdict(config) | {"resume": ""}, indent=1) + "\n"
-    )
+    check_lengths(policy, config)
     print(f"{config.algo} on {config.device}, run folder {folder}; grading the base policy ...")
-    before = report(base, config)
+    before = report(load_policy(config.model, config.device), config)
+    folder.mkdir(parents=True, exist_ok=True)
+    kept = asdict(config) | {"resume": ""}
+    (folder / "config.json").write_text(json.dumps(kept, indent=1) + "\n")
     loop(config, policy, state, folder)
     after = report(policy, config)
     grades = {"before": before, "after": after}
@@ -633,7 +647,10 @@ def run(config: Config) -> None:
     with open(folder / "metrics.jsonl", "a") as file:
         grades = {w: {p: r[p]["grade"] for p in r} for w, r in grades.items()}
         file.write(json.dumps({"grade": grades, "minutes": minutes, "memory_gb": memory}) + "\n")
-    shown, page = table(before, after), sample_page(before["test"], after["test"])
+    shown, page = (
+        table(before, after),
+        sample_page(*(list(r.values())[-1] for r in (before, after))),
+    )
     (folder / "samples.md").write_text(f"# {config.algo}, seed {config.seed}\n\n{shown}\n\n{page}")
     curves(folder / "curves.png", history(folder))
     print(page.partition("\n## ")[0] + "\n" + shown)
@@ -642,7 +659,7 @@ def run(config: Config) -> None:
 
 def check_lengths(policy: Policy, config: Config) -> None:
     """Every prompt must fit the model's context before anything is sampled."""
-    room = getattr(policy.model.config, "max_position_embeddings", math.inf)
+    room = getattr(policy.model.config, "max_position_embeddings", None) or math.inf
     for example in data.load(config.data, "train") + data.load(config.data, "test"):
         length = len(data.prompt(example, policy.tokenizer))
         if length + config.max_new_tokens > room:
@@ -668,11 +685,13 @@ def main() -> int:
     try:
         config = parse()
         run(config)
-    except ValueError as error:
+    except (ValueError, OSError) as error:
         print(f"recode.py: {error}", file=sys.stderr)
         return 2
     except KeyboardInterrupt:
-        print(f"\nStopped. Go on with: python recode.py --resume {config.out}", file=sys.stderr)
+        print("\nStopped.", file=sys.stderr)
+        if config and Path(config.out, "checkpoint").exists():
+            print(f"Go on with: python recode.py --resume {config.out}", file=sys.stderr)
         return 130
     return 0
 

@@ -7,7 +7,7 @@
 Both compare characters after comments, docstrings and blank lines are gone. Where we differ from
 the release: it cut comments out with regular expressions, which ate code between two apostrophes
 and strings with `#`; it scored fences inside <think>; it computed distances one by one in Python.
-Nothing here runs the code; evaluate.py does.
+Nothing here runs the code.
 """
 
 import ast

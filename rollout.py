@@ -292,9 +292,7 @@ def sample(
     tokens = torch.full((B * G, T), pad_id, device=device)  # [N, T]
     logp = torch.zeros(B * G, T, device=device)
     length = torch.zeros(B * G, dtype=torch.long, device=device)  # [N]
-    row = torch.arange(B * G, device=device).view(
-        B, G
-    )  # the row of `tokens` of each running sample
+    row = torch.arange(B * G, device=device).view(B, G)  # of `tokens`, for each running sample
     live = torch.ones_like(row, dtype=torch.bool)  # [B, G]: no end token yet
     with evaluating(model):
         hidden, layout = prefill(model, prompts, G)  # [B, G, C]

@@ -65,7 +65,7 @@ def build() -> str:
 def main() -> None:
     text = build()
     DEFAULT.write_text(text, encoding="utf-8", newline="\n")
-    found = [json.loads(line) for line in text.splitlines()]
+    found = [json.loads(line) for line in text.split("\n")[:-1]]
     updates = {row["id"].rpartition("-")[0]: row for row in found}
     for field in ("split", "kind", "dependency"):
         counts = collections.Counter(row[field] for row in found)

@@ -2,9 +2,10 @@
 
     python -m data.make_policy            on 2 CPU cores, writes data/policy/
 
-A Qwen3 of 0.9 million parameters first learns to copy random tokens, then to obey update notes
-(data/synthetic.py, short programs first). At last it becomes lazy, the failure that the paper
-describes: most answers copy the old code, so that reinforcement learning has something to cure.
+A Qwen3 of 0.9 million parameters first learns to copy random tokens, then to swap a span of them,
+then to obey update notes (data/synthetic.py, short programs first). At last it becomes lazy, the
+failure that the paper describes: most answers copy the old code, so that reinforcement learning has
+something to cure.
 No held-out library is ever read here.
 """
 
@@ -133,13 +134,18 @@ def batches(
             start = stop
         rng.shuffle(groups)
         for group in groups:
-            width = max(len(ids) for ids, _ in group)
-            ids = torch.zeros(len(group), width, dtype=torch.long)  # [N, P + T]
-            mask = torch.zeros(len(group), width, dtype=torch.bool)
-            for i, (row, prompt) in enumerate(group):
-                ids[i, : len(row)] = torch.tensor(row)
-                mask[i, prompt : len(row)] = True
-            yield ids, mask
+            yield padded(group)
+
+
+def padded(rows: list[tuple[list[int], int]]) -> tuple[Tensor, Tensor]:
+    """(ids, mask of the answer's tokens), both [N, P + T], of (token ids, length of the prompt)."""
+    width = max(len(ids) for ids, _ in rows)
+    ids = torch.zeros(len(rows), width, dtype=torch.long)  # [N, P + T]
+    mask = torch.zeros(len(rows), width, dtype=torch.bool)
+    for i, (row, prompt) in enumerate(rows):
+        ids[i, : len(row)] = torch.tensor(row)
+        mask[i, prompt : len(row)] = True
+    return ids, mask
 
 
 def answer_loss(model, ids: Tensor, mask: Tensor, other: float = 0.0) -> tuple[Tensor, Tensor]:
@@ -168,6 +174,44 @@ def copying(seed: int) -> Iterator[tuple[Tensor, Tensor]]:
         middle = torch.randint(0, VOCABULARY, (len(row), gap), generator=rng)
         ids = torch.cat([row, middle, row], dim=1)
         yield ids, (torch.arange(ids.shape[1]) > length + gap).expand_as(ids)
+
+
+def drills(tokenizer, seed: int) -> Iterator[tuple[Tensor, Tensor]]:
+    """Answers on random tokens: copy them and swap one span, as the thought says.
+
+    Few symbols repeat often, so that a copier must know its place and not only the last token.
+    """
+    rng = random.Random(seed)
+    before, thought, becomes, after, end = (
+        tokenizer.encode(text, add_special_tokens=False)
+        for text in (
+            "</doc>\n```python\n",
+            "\n```\n<think>\n`",
+            "` becomes `",
+            "`.\n</think>\n<answer>\n```python\n",
+            "\n```\n</answer>" + tokenizer.eos_token,
+        )
+    )
+    for number in itertools.count():
+        length = rng.randint(8, min(16 + number // 10, 90))
+        count = max(2, 2500 // (2 * length + 40))
+        rows = []
+        for _ in range(count):
+            symbols = rng.sample(range(10, VOCABULARY - 40), rng.choice([6, 12, 30, 100, 400]))
+            text = rng.choices(symbols, k=length)
+            start, size = rng.randrange(length), rng.choice([1, 1, 2, 3])
+            old, new = (
+                text[start : start + size],
+                rng.choices(symbols, k=rng.choice([0, 1, 1, 2, 4])),
+            )
+            swapped, i = [], 0
+            while i < length:
+                hit = text[i : i + len(old)] == old
+                swapped += new if hit else text[i : i + 1]
+                i += len(old) if hit else 1
+            prompt = [*before, *text, *thought, *old, *becomes, *new, *after]
+            rows.append(([*prompt, *swapped, *end], len(prompt)))
+        yield padded(rows)
 
 
 def train(model, pairs: Iterator, budget: float, peak: float, final: float, other: float) -> None:
@@ -237,10 +281,10 @@ def accuracy(model, tokenizer, examples: list[data.Example]) -> float:
 STAGES = [
     (110, 1500, 2.5, 0.020, 1.0, 0.1),
     (300, 2500, 2.0, 0.020, 0.8, 0.0),
-    (420, 3000, 6.0, 0.016, 0.02, 0.0),
+    (420, 3000, 30.0, 0.016, 0.02, 0.0),
 ]
-LAZY_STAGE = (420, 3000, 0.5, 0.002, 0.1, 0.0)
-LAZY_SHARE = 0.8
+LAZY_STAGE = (420, 3000, 0.45, 0.003, 0.1, 0.0)
+LAZY_SHARE = 0.6
 
 
 def work(rank: int, tokenizer, out: Path) -> None:
@@ -254,6 +298,8 @@ def work(rank: int, tokenizer, out: Path) -> None:
     say = print if rank == 0 else (lambda *_: None)
     say("copying random tokens")
     train(model, copying(rank), 1.6, 0.02, 1.0, 0.0)
+    say("copying with one span swapped")
+    train(model, drills(tokenizer, rank), 3.0, 0.02, 1.0, 0.0)
     for number, (size, budget, *how) in enumerate([*STAGES, LAZY_STAGE]):
         samples = stream(examples, seed=100 * number + rank, size=size)
         if number == len(STAGES):

@@ -9,7 +9,7 @@ import torch
 
 import data
 import recode
-from data.make_policy import LAZY, batches, encode, lazy
+from data.make_policy import LAZY, batches, drills, encode, lazy
 from data.synthetic import Renamer, Sample, stream, thought
 
 
@@ -76,7 +76,7 @@ def test_lazy_answers_copy():
 
 def test_masks_cover_the_answers_alone(samples):
     """Prevents: the loss counts padding or the prompt, or forgets the end token."""
-    tokenizer = recode.load_policy(str(data.POLICY), "cpu").tokenizer
+    tokenizer = recode.load_policy("", "cpu").tokenizer
     rows = {tuple(ids): prompt for ids, prompt in encode(samples, tokenizer)}
     ids, mask = next(batches(iter(samples * 8), tokenizer, 3000, 400))
     for row, chosen in zip(ids.tolist(), mask, strict=True):
@@ -85,10 +85,33 @@ def test_masks_cover_the_answers_alone(samples):
         assert int(chosen.nonzero()[0]) == rows[tuple(row[:last])] and not any(row[last:])
 
 
+def test_drills_swap_what_the_thought_says():
+    """Prevents: drills that teach a wrong answer. Slow twin: str.replace, one sign a token."""
+    tokenizer = recode.load_policy("", "cpu").tokenizer
+    ids, mask = next(drills(tokenizer, seed=3))
+    signs = {}
+    for row, chosen in zip(ids.tolist(), mask.tolist(), strict=True):
+        text = "".join(signs.setdefault(i, chr(1000 + i)) for i in row)
+        mark = {s: "".join(signs.get(i, "") for i in tokenizer.encode(s)) for s in ("` becomes `",)}
+        shown, _, rest = text.partition(mark["` becomes `"])
+        first = chosen.index(True)
+        before = len(tokenizer.encode("</doc>\n```python\n"))
+        between = len(tokenizer.encode("\n```\n<think>\n`"))
+        after = len(tokenizer.encode("`.\n</think>\n<answer>\n```python\n"))
+        end = len(tokenizer.encode("\n```\n</answer><|im_end|>"))
+        new = rest[: first - len(shown) - len(mark["` becomes `"]) - after]
+        answer = text[first : len(chosen) - chosen[::-1].index(True)][:-end]
+        found = [
+            shown[before:cut].replace(shown[cut + between :], new) == answer
+            for cut in range(before + 1, len(shown) - between)
+        ]
+        assert any(found)
+
+
 def test_bundled_policy_is_small_and_lazy():
     """Prevents: a policy that has nothing to learn, or that has lost the form of an answer."""
     assert sum(p.stat().st_size for p in data.POLICY.iterdir()) < 10e6
-    policy = recode.load_policy(str(data.POLICY), "cpu")
+    policy = recode.load_policy("", "cpu")
     config = recode.Config(device="cpu", max_new_tokens=320)
     torch.manual_seed(0)
     rows = random.Random(0).sample(data.load(split="test"), 24)

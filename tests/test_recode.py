@@ -8,7 +8,6 @@ import pytest
 import torch
 from transformers import AutoModelForCausalLM, AutoTokenizer, Qwen2Config, Qwen2ForCausalLM
 
-import dapo
 import data
 import recode
 from recode import Batch, Config, State
@@ -133,7 +132,7 @@ def test_finetuning_learns_the_answers(small):
 
 def test_dead_groups_are_replaced(small):
     """Prevents: DAPO trains on groups whose advantage is 0, or on fewer prompts than asked."""
-    batch = Batch(Config(**small | {"prompts": 3, "max_refills": 5}), dapo.keep)
+    batch = Batch(Config(**small | {"prompts": 3, "max_refills": 5}), True)
     assert batch.missing == 3
     batch.add(*fake([[1.0, 1.0], [0.0, 1.0], [0.0, 0.0]]))
     assert batch.missing == 2
@@ -145,7 +144,7 @@ def test_dead_groups_are_replaced(small):
 
 def test_refills_are_bounded(small):
     """Prevents: data that are all too hard sample for ever (and verl's cure: the run dies)."""
-    batch = Batch(Config(**small | {"prompts": 2, "max_refills": 2}), dapo.keep)
+    batch = Batch(Config(**small | {"prompts": 2, "max_refills": 2}), True)
     for _ in range(3):
         assert batch.missing == 2
         batch.add(*fake([[1.0, 1.0], [0.0, 0.0]]))
@@ -154,7 +153,7 @@ def test_refills_are_bounded(small):
 
 def test_grpo_keeps_dead_groups(small):
     """Prevents: dynamic sampling leaks into GRPO. Its dead groups are only counted."""
-    batch = Batch(Config(**small), None)
+    batch = Batch(Config(**small), False)
     batch.add(*fake([[1.0, 1.0], [0.0, 1.0]]))
     assert batch.missing == 0 and len(batch.close()[1]) == 2 and batch.means()["dead"] == 0.5
 
@@ -162,12 +161,12 @@ def test_grpo_keeps_dead_groups(small):
 @pytest.mark.parametrize(("live", "kept"), [("exact", 1), ("reward", 2)])
 def test_filter_looks_at_what_the_config_says(small, live, kept):
     """Prevents: all-wrong groups with differing rewards pass the paper's filter."""
-    batch = Batch(Config(**small | {"live": live, "max_refills": 0}), dapo.keep)
+    batch = Batch(Config(**small | {"live": live, "max_refills": 0}), True)
     batch.add(*fake([[0.1, 0.7], [0.2, 2.0]], exact=[[0.0, 0.0], [0.0, 1.0]]))
     assert len(batch.close()[1]) == kept
 
 
-def test_a_run_with_nothing_to_learn_stops_with_advice(small, monkeypatch):
+def test_a_run_with_nothing_to_learn_stops_with_advice(small, monkeypatch, capsys):
     """Prevents: hours of sampling without one update, in silence."""
 
     def judge(policy, rollout, examples, config):
@@ -175,11 +174,14 @@ def test_a_run_with_nothing_to_learn_stops_with_advice(small, monkeypatch):
 
     monkeypatch.setattr(recode, "judge", judge)
     config = Config(**small | {"algo": "dapo", "steps": 9, "patience": 3})
-    policy, state = recode.start(config)
-    before = [p.clone() for p in policy.model.parameters()]
-    with pytest.raises(ValueError, match="3 steps in a row had no live group"):
-        list(recode.train(config, policy, state))
-    assert all(torch.equal(a, b) for a, b in zip(before, policy.model.parameters(), strict=True))
+    recode.run(config)
+    lines = (recode.Path(config.out) / "metrics.jsonl").read_text().splitlines()
+    assert [json.loads(text).get("step") for text in lines] == [1, 2, 3, None]
+    assert "in 3 steps in a row every sample of a prompt scored the same" in capsys.readouterr().out
+    after = AutoModelForCausalLM.from_pretrained(recode.Path(config.out) / "checkpoint")
+    before = AutoModelForCausalLM.from_pretrained(config.model)
+    pairs = zip(before.parameters(), after.parameters(), strict=True)
+    assert all(torch.equal(a, b) for a, b in pairs)
 
 
 # ---------------------------------------------------------------- parts
@@ -243,6 +245,8 @@ def test_split_keeps_order_and_rest():
         ({"group_size": 1}, "an advantage compares samples"),
         ({"steps": 0}, "--steps is 0: give 1 or more"),
         ({"temperature": 0.0}, "greedy samples are all alike"),
+        ({"warmup": -1}, "--warmup is -1: give 0 or more"),
+        ({"dual_clip": 1.2}, "must exceed 1"),
         ({"correctness": "bleu"}, "choose from es_star, em_star"),
     ],
 )
