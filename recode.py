@@ -23,6 +23,7 @@ import math
 import random
 import resource
 import shutil
+import signal
 import sys
 import time
 from collections.abc import Iterator
@@ -681,6 +682,7 @@ def peak_memory(config: Config) -> float:
 def main() -> int:
     transformers_logging.set_verbosity_error()
     transformers_logging.disable_progress_bar()
+    signal.signal(signal.SIGTERM, signal.default_int_handler)  # a polite kill saves, like Ctrl-C
     config = None
     try:
         config = parse()

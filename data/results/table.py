@@ -46,7 +46,7 @@ def main() -> None:
     folders = [Path(a) for a in sys.argv[1:]] or sorted(
         p.parent for p in HERE.glob("*/config.json")
     )
-    runs = [read(folder) for folder in folders]
+    runs = [run for run in map(read, folders) if "grade" in run]  # not those that were stopped
     print(
         "| algorithm | seed | Pass@1 before, % | Pass@1 after, % | EM* | ES* | format, % "
         "| Pass@1 on training libraries, % | minutes | GB |"
