@@ -542,7 +542,7 @@ def save(folder: Path, policy: Policy, state: State) -> None:
     shutil.rmtree(fresh, ignore_errors=True)
     policy.model.save_pretrained(fresh)
     policy.tokenizer.save_pretrained(fresh)
-    counts = {"step": state.step, "drawn": state.drawn, "idle": state.idle}
+    counts = {"step": state.step, "drawn": state.drawn}  # a resumed run has its patience anew
     kept = {"optimizer": state.optimizer.state_dict(), "generator": state.generator.get_state()}
     torch.save(counts | kept, fresh / "state.pt")
     shutil.rmtree(final, ignore_errors=True)
@@ -562,7 +562,7 @@ def start(config: Config) -> tuple[Policy, State]:
         saved = torch.load(kept / "state.pt", map_location="cpu", weights_only=True)
         state.optimizer.load_state_dict(saved.pop("optimizer"))
         state.generator.set_state(saved.pop("generator"))
-        state = replace(state, **saved | {"idle": 0})
+        state = replace(state, **saved)
     return policy, state
 
 

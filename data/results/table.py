@@ -48,8 +48,8 @@ def main() -> None:
     )
     runs = [run for run in map(read, folders) if "grade" in run]  # not those that were stopped
     print(
-        "| algorithm | seed | Pass@1 before, % | Pass@1 after, % | EM* | ES* | format, % "
-        "| Pass@1 on training libraries, % | minutes | GB |"
+        "| algorithm | seed | exact match before, % | exact match after, % | EM* | ES* | format, % "
+        "| exact match on training libraries, % | minutes | GB |"
     )
     print("|---|---|---|---|---|---|---|---|---|---|")
     for name in sorted({run["name"] for run in runs}):
