@@ -8,6 +8,7 @@ Not here: how the rows are made (`data/build.py`), and the bundled policy (`data
 """
 
 import ast
+import functools
 import json
 import re
 from dataclasses import dataclass, fields
@@ -16,6 +17,9 @@ from pathlib import Path
 HERE = Path(__file__).parent
 DEFAULT = HERE / "updates.jsonl"
 POLICY = HERE / "policy"
+# What a row is for: training; new updates of libraries that are trained on; whole libraries that
+# training never sees.
+SPLITS = ("train", "test_seen", "test")
 
 # The paper's conversation (arXiv 2506.20495): roles and order are the paper's, wording is ours.
 SYSTEM = (
@@ -46,7 +50,7 @@ class Example:
     id: str = ""
     kind: str = ""  # "function renamed", "keyword removed", ...: data/README.md has the list
     old_version: str = ""  # a release in which old_code runs
-    split: str = ""  # "train", "test" or "" (the file has no splits)
+    split: str = ""  # one of SPLITS, or "" (the file has no splits)
 
 
 PAPER_FIELDS = [f.name for f in fields(Example)][:6]
@@ -58,18 +62,32 @@ def load(path: str | Path | None = None, split: str = "train") -> list[Example]:
     A file whose rows carry no split, such as the paper's own, is returned whole. Fields that
     `Example` does not know are ignored. ValueError names file, line and field of the first bad row.
     """
+    rows = [row for row in _read(path) if row.split in ("", split)]
+    if not rows:
+        raise ValueError(
+            f"{path or DEFAULT}: no row of split '{split}'; check the field `split` of its rows"
+        )
+    return rows
+
+
+def splits(path: str | Path | None = None) -> list[str]:
+    """The splits that a file has, in the order of `SPLITS`; only "train" where it names none."""
+    found = {row.split or "train" for row in _read(path)}
+    return [name for name in SPLITS if name in found]
+
+
+def _read(path: str | Path | None) -> tuple[Example, ...]:
     path = Path(path) if path else DEFAULT
     if not path.is_file():
         raise ValueError(f"{path}: no such data file; give a JSON-lines file with --data")
-    rows = []
+    return _rows(path, path.stat().st_mtime_ns)
+
+
+@functools.lru_cache(maxsize=4)  # a run asks for several splits of one file
+def _rows(path: Path, _changed: int) -> tuple[Example, ...]:
     # Split on "\n" alone: str.splitlines would also cut at form feeds and U+2028 inside a string.
-    for number, line in enumerate(path.read_bytes().split(b"\n"), start=1):
-        if line.strip():
-            rows.append(_example(line, f"{path}, line {number}"))
-    rows = [row for row in rows if row.split in ("", split)]
-    if not rows:
-        raise ValueError(f"{path}: no row of split '{split}'; check the field `split` of its rows")
-    return rows
+    lines = enumerate(path.read_bytes().split(b"\n"), start=1)
+    return tuple(_example(line, f"{path}, line {n}") for n, line in lines if line.strip())
 
 
 def _example(line: bytes, where: str) -> Example:
