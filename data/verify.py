@@ -1,0 +1,455 @@
+"""Prove the data set by running it, and keep the outcomes in `verified.jsonl`.
+
+    pip install pyyaml uv
+    python -m data.verify                      proves the rows that are new, changed or not proved
+    python -m data.verify --library httpx      the same for one library
+
+Three runs a row: (1) the new code in the new release runs, prints and gives no deprecation warning;
+(2) the old code in the new release fails, warns of a deprecation or prints something else; (3) the
+old code in the old release prints what the new code printed in (1).
+
+Each release has a virtual environment of its own, made from the Python package index; uv's own
+settings apply (torch fills its cache with 20 GB, or with less after UV_TORCH_BACKEND=cpu). An
+import takes seconds and a fork takes milliseconds: a server in the environment imports what a
+program imports, and forks a child that runs the program. So it needs fork: Linux or macOS.
+"""
+
+import argparse
+import asyncio
+import collections
+import contextlib
+import hashlib
+import inspect
+import json
+import keyword
+import os
+import re
+import shutil
+import signal
+import sys
+import tempfile
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import NamedTuple
+
+import yaml
+from tqdm import tqdm
+
+from data import HERE, build
+
+SOURCES = HERE / "updates"
+RECORD = HERE / "verified.jsonl"
+LIMIT = 120  # seconds for a program; a first import on a busy machine takes long
+PATIENCE = 900  # seconds for an installation
+MISSING = "not installed"
+RUNS = {  # the three runs, and how the outcomes of a proved row begin
+    "new_on_new": ("ok",),
+    "old_on_new": ("fails", "warns", "differs"),
+    "old_on_old": ("ok",),
+}
+STATES = "proved three ways", "proved two ways (no old release)", "no new release", "FAILED"
+SETTINGS = {"MPLBACKEND": "Agg", "OMP_NUM_THREADS": "1", "PYTHONHASHSEED": "0"} | {
+    "CUDA_VISIBLE_DEVICES": "", "LC_ALL": "C.UTF-8", "PATH": os.defpath
+}  # fmt: skip
+Release = tuple[str, ...]  # ("Python 3.11", "click==8.1.8", ...): what one environment holds
+
+
+class Row(NamedTuple):
+    id: str
+    dependency: str
+    old_code: str
+    new_code: str
+    old_release: Release
+    new_release: Release
+
+
+class Run(NamedTuple):
+    """What came of one program in one release."""
+
+    outcome: str  # "ok", "fails: NameError", "timeout", "killed" or "not installed"
+    detail: str = ""  # the error's message, or why the release is not installed
+    printed: str = ""
+    warned: list = []  # of each deprecation: category, whether its line is the program's, text
+
+
+def digest(*texts: str) -> str:
+    return hashlib.sha256("\0".join(texts).encode()).hexdigest()[:12]
+
+
+def rows(path: Path) -> Iterator[Row]:
+    """The rows of one library with the releases that prove them."""
+    source = yaml.safe_load(path.read_text(encoding="utf-8"))
+    of_update = {update["id"]: releases(source, update) for update in source["updates"]}
+    for row in build.rows(path):
+        values = [row[field] for field in Row._fields[:4]]
+        yield Row(*values, *of_update[row["id"].rpartition("-")[0]])
+
+
+def releases(source: dict, update: dict) -> tuple[Release, Release]:
+    """The old and the new release; what an update requires adds to what its file requires."""
+    library, old = source["library"], update["old_version"]
+    new = update.get("run_version", update["new_version"])
+    if library == "python":
+        return (f"Python {old}",), (f"Python {new}",)
+    python = update.get("python", source.get("python", "3.11"))
+    requires = source.get("requires", []) + update.get("requires", [])
+    old_requires = source.get("old_requires", []) + update.get("old_requires", []) or requires
+    return (
+        (f"Python {update.get('old_python', python)}", f"{library}=={old}", *old_requires),
+        (f"Python {python}", f"{library}=={new}", *requires),
+    )
+
+
+def modules(row: Row) -> tuple[str, ...]:
+    """The libraries that both programs import: a module that only one imports may itself warn."""
+    old, new = (re.findall(r"(?m)^ *(?:from|import) (\w+)", code) for code in row[2:4])
+    return tuple(sorted(set(old) & set(new) - sys.stdlib_module_names))
+
+
+# ---------------------------------------------------------------- running a program
+
+
+def serve(seconds, modules):
+    """Fork a child for each folder named on the input; answer with the signal that ended it.
+
+    An environment is handed this source alone: nothing from outside, and all that Python 3.7 knows.
+    """
+    import json
+    import os
+    import signal
+    import sys
+    import types
+    import warnings
+
+    answers = os.fdopen(os.dup(1), "w")
+    nothing = os.open(os.devnull, os.O_RDWR)
+    os.dup2(nothing, 1)
+    warnings.simplefilter("ignore")
+    for name in modules:
+        try:
+            __import__(name)
+        except Exception:
+            pass  # the program meets the same error and reports it
+    for line in sys.stdin:
+        folder = line.rstrip("\n")
+        child = os.fork()
+        if child:
+            _, status = os.waitpid(child, 0)
+            print(os.WTERMSIG(status), file=answers, flush=True)
+            continue
+        signal.setitimer(signal.ITIMER_REAL, seconds)  # its signal ends the child
+        os.dup2(nothing, 0)
+        os.dup2(os.open(folder + "/printed", os.O_WRONLY | os.O_CREAT), 1)
+        os.chdir(folder + "/empty")
+        path = folder + "/program.py"
+        main = sys.modules["__main__"] = types.ModuleType("__main__")
+        main.__file__, sys.argv, sys.path[0] = path, [path], folder + "/empty"
+        warned, error = [], None
+
+        def note(message, category, filename, *_, warned=warned, path=path):
+            kinds = " ".join(kind.__name__ for kind in category.__mro__)
+            if any(word in kinds for word in ("Deprecat", "FutureWarning", "RemovedIn")):
+                warned.append((category.__name__, filename == path, str(message)))
+
+        warnings.resetwarnings()
+        warnings.simplefilter("always")
+        warnings.showwarning = note
+        try:
+            with open(path, encoding="utf-8") as file:
+                code = compile(file.read(), path, "exec")
+            exec(code, main.__dict__)
+        except BaseException as fault:
+            if not isinstance(fault, SystemExit) or fault.code:
+                error = type(fault).__name__, str(fault)
+        sys.stdout.flush()
+        with open(folder + "/report", "w", encoding="utf-8") as file:
+            json.dump({"error": error, "warned": warned}, file)
+        os._exit(0)
+
+
+SERVER = inspect.getsource(serve)  # read now: an edit while this runs must not reach it
+
+
+class Environment:
+    """A virtual environment and its servers, one for each set of modules to import beforehand.
+
+    One set a server: what another program imports could hide an import that is missing.
+    """
+
+    def __init__(self, release: Release, folder: Path, scratch: Path):
+        self.release, self.folder, self.scratch = release, folder, scratch
+        self.fault, self.servers = "", {}
+
+    async def install(self) -> None:
+        """Make the environment unless it is there; `fault` says why it cannot be made."""
+        python, *packages = self.release
+        if (self.folder / "complete").exists():
+            return
+        if await uv("venv", "--clear", "--python", python.split()[1], str(self.folder)):
+            self.fault = f"no {python}"
+        elif packages:
+            self.fault = await uv("pip", "install", "--python", str(self.folder), *packages)
+        if not self.fault:
+            (self.folder / "complete").touch()
+
+    async def run(self, code: str, modules: tuple[str, ...] = ()) -> Run:
+        """Run one program in an empty folder, forked from a server that has these modules."""
+        if self.fault:
+            return Run(MISSING, f"{', '.join(self.release)} is not installed: {self.fault}")
+        server = await self.server(modules)
+        with tempfile.TemporaryDirectory(dir=self.scratch) as name:
+            folder = Path(name)
+            (folder / "empty").mkdir()
+            (folder / "program.py").write_text(code, encoding="utf-8")
+            server.stdin.write(f"{folder}\n".encode())
+            ended = await server.stdout.readline()
+            if not (folder / "report").exists():
+                return Run("timeout" if ended == b"%d\n" % signal.SIGALRM else "killed")
+            report = json.loads((folder / "report").read_text(encoding="utf-8"))
+            printed = (folder / "printed").read_text(encoding="utf-8", errors="replace")
+        error, message = report["error"] or ("", "")
+        outcome = f"fails: {error}" if error else "ok"
+        return Run(outcome, message, printed, report["warned"])
+
+    async def server(self, modules: tuple[str, ...]) -> asyncio.subprocess.Process:
+        if modules not in self.servers:
+            home = self.folder / "home"
+            home.mkdir(exist_ok=True)
+            self.servers[modules] = await asyncio.create_subprocess_exec(
+                *(self.folder / "bin" / "python", "-c"),
+                f"{SERVER}\nserve({LIMIT}, {modules})",
+                cwd=self.scratch,
+                env=SETTINGS | {"HOME": str(home), "TMPDIR": str(self.scratch)},
+                stdin=asyncio.subprocess.PIPE,
+                stdout=asyncio.subprocess.PIPE,
+                stderr=asyncio.subprocess.DEVNULL,
+                start_new_session=True,
+            )
+        return self.servers[modules]
+
+    async def close(self, keep: bool) -> None:
+        for server in self.servers.values():
+            await kill(server)
+        if not keep:
+            shutil.rmtree(self.folder, ignore_errors=True)
+
+
+async def uv(*arguments: str) -> str:
+    """Call uv. Returns "", or its complaint in a few words that are the same on every machine."""
+    process = await asyncio.create_subprocess_exec(
+        *("uv", "--quiet", *arguments),
+        cwd=tempfile.gettempdir(),  # away from the settings of this project
+        stderr=asyncio.subprocess.PIPE,
+        start_new_session=True,
+    )
+    try:
+        _, complaint = await asyncio.wait_for(process.communicate(), PATIENCE)
+    except asyncio.TimeoutError:
+        return f"takes more than {PATIENCE // 60} minutes"
+    finally:
+        await kill(process)
+    if not process.returncode:
+        return ""
+    text = " ".join(complaint.decode(errors="replace").split())
+    cause = re.search(r"Because (.*?)(?: and you require|, we can conclude)", text)
+    cannot = re.search(r"Failed to build `([^`]+)`", text)
+    return cause[1] if cause else f"cannot build {cannot[1]}" if cannot else "uv cannot install it"
+
+
+async def kill(process: asyncio.subprocess.Process) -> None:
+    """End a process with all that it started."""
+    if process.returncode is None:
+        with contextlib.suppress(ProcessLookupError):
+            os.killpg(process.pid, signal.SIGKILL)
+        await process.wait()
+
+
+async def prove(library: list[Row], envs: Path, scratch: Path, keep: bool, done: Callable) -> None:
+    """Run each row of one library three times and hand the runs to `done`.
+
+    An environment lives from its first row to its last, so that few are on the disk at a time.
+    """
+    library = sorted(library, key=lambda row: (row.new_release, row.old_release))
+    last = {release: row for row in library for release in (row.new_release, row.old_release)}
+    alive = {}
+    try:
+        for row in library:
+            for release in (row.new_release, row.old_release):
+                if release not in alive:
+                    alive[release] = Environment(release, envs / digest(*release), scratch)
+                    await alive[release].install()
+            new, old = alive[row.new_release], alive[row.old_release]
+            todo = (new, row.new_code), (new, row.old_code), (old, row.old_code)
+            done(row, *[await env.run(code, modules(row)) for env, code in todo])
+            for release in {row.new_release, row.old_release}:
+                if last[release] is row:
+                    await alive.pop(release).close(keep)
+    finally:
+        for environment in alive.values():
+            await environment.close(keep)
+
+
+# ---------------------------------------------------------------- the record
+
+
+def fingerprint(row: Row) -> dict[str, str]:
+    """What a record is about: where it differs, the row has to be proved again."""
+    return {
+        "id": row.id,
+        "dependency": row.dependency,
+        "code": digest(row.old_code, row.new_code),
+        "old_release": ", ".join(row.old_release),
+        "new_release": ", ".join(row.new_release),
+    }
+
+
+def judge(row: Row, new: Run, changed: Run, old: Run) -> dict[str, str]:
+    """The record of one row: the outcomes of its three runs, and why it is not proved."""
+    outcomes = {"new_on_new": new.outcome, "old_on_new": changed.outcome, "old_on_old": old.outcome}
+    if new.outcome == "ok":
+        own = [kind for kind, here, _ in new.warned if here]
+        printed = "ok" if new.printed.strip() else "prints nothing"
+        outcomes["new_on_new"] = f"warns: {own[0]}" if own else printed
+    if changed.outcome == "ok":
+        telling = list(warnings_of_change(row, new, changed))
+        printed = "differs" if changed.printed != new.printed else "same as new"
+        outcomes["old_on_new"] = f"warns: {telling[0]}" if telling else printed
+    if old.outcome == new.outcome == "ok" and old.printed != new.printed:
+        outcomes["old_on_old"] = "differs"
+    bad = [f"{name}: {outcomes[name]}" for name in RUNS if not good(name, outcomes[name])]
+    missing = [run.detail for run in (new, old) if run.outcome == MISSING]
+    return fingerprint(row) | outcomes | {"reason": "; ".join(bad + missing)}
+
+
+def warnings_of_change(row: Row, new: Run, changed: Run) -> Iterator[str]:
+    """Categories of the deprecations that only the old code causes.
+
+    The line that warns must be the program's own, or the text must name a word of a changed line.
+    """
+    lines = set(row.old_code.split("\n")) ^ set(row.new_code.split("\n"))
+    words = set(re.findall(r"\w{3,}", " ".join(lines))) - set(keyword.kwlist)
+    for kind, here, text in changed.warned:
+        if [kind, here, text] not in new.warned:
+            if here or words & set(re.findall(r"\w+", text)):
+                yield kind
+
+
+def good(name: str, outcome: str) -> bool:
+    return outcome == MISSING or outcome.startswith(RUNS[name])
+
+
+def state(record: dict[str, str]) -> str:
+    """Which of STATES a record is in."""
+    if not all(good(name, record[name]) for name in RUNS):
+        return STATES[3]
+    if record["new_on_new"] == MISSING:
+        return STATES[2]
+    return STATES[record["old_on_old"] == MISSING]
+
+
+def read() -> dict[str, dict[str, str]]:
+    """The records by id."""
+    lines = RECORD.read_text(encoding="utf-8").splitlines() if RECORD.exists() else []
+    try:
+        return {record["id"]: record for record in map(json.loads, lines)}
+    except (ValueError, TypeError, KeyError):
+        sys.exit(f"{RECORD.name} has a line that is no record: delete the file and start again")
+
+
+def write(records: dict[str, dict[str, str]]) -> None:
+    """Replace the file at one stroke, so that it is whole at any time."""
+    draft = RECORD.with_suffix(".draft")
+    lines = [json.dumps(records[name], ensure_ascii=False) + "\n" for name in sorted(records)]
+    draft.write_text("".join(lines), encoding="utf-8", newline="\n")
+    draft.replace(RECORD)
+
+
+def summary(records: list[dict[str, str]]) -> None:
+    """Print the counts of each library and of all, then each reason with its number of rows."""
+    counts, reasons = collections.defaultdict(collections.Counter), collections.Counter()
+    for record in records:
+        counts[record["dependency"]][state(record)] += 1
+        name = record["id"] + " " if state(record) == STATES[3] else ""
+        reasons[name + record["reason"]] += bool(record["reason"])
+    counts["all"] = sum(counts.values(), collections.Counter())
+    for name, count in counts.items():
+        print(f"{name:14}", ", ".join(f"{count[s]} {s}" for s in STATES if count[s]))
+    for reason, number in (+reasons).items():
+        print(f"{number} x {reason}")
+
+
+def arguments(argv: list[str] | None) -> argparse.Namespace:
+    libraries = sorted(path.stem for path in SOURCES.glob("*.yaml"))
+    parser = argparse.ArgumentParser(description=__doc__.partition("\n")[0])
+    add = parser.add_argument
+    add("--library", nargs="+", metavar="NAME", choices=libraries, default=libraries)
+    add("--envs", type=Path, metavar="FOLDER", help="where to make environments (temporary)")
+    add("--keep", action="store_true", help="keep the environments in --envs for another time")
+    add("--jobs", type=int, default=2, help="libraries at a time")
+    add("--again", action="store_true", help="prove also what is proved")
+    args = parser.parse_args(argv)
+    if not hasattr(os, "fork"):
+        parser.error("this needs os.fork: run it on Linux or macOS")
+    if not shutil.which("uv"):
+        parser.error("uv is not on the PATH: pip install uv")
+    if args.keep and not args.envs:
+        parser.error("--keep needs --envs FOLDER")
+    if args.jobs < 1:
+        parser.error("--jobs must be 1 or more")
+    return args
+
+
+def stands(row: Row, record: dict[str, str]) -> bool:
+    """Whether a record is about this very row and needs no other try."""
+    return fingerprint(row).items() <= record.items() and state(record) != STATES[3]
+
+
+async def prove_all(args: argparse.Namespace, scratch: Path) -> list[dict[str, str]]:
+    """Prove the libraries asked for, the largest first, and return their records."""
+    records, gate = read(), asyncio.Semaphore(args.jobs)
+    found = [list(rows(SOURCES / f"{name}.yaml")) for name in args.library]
+    names = {row.id for library in found for row in library}
+    libraries = {row.dependency for library in found for row in library}
+    for name in [n for n, r in records.items() if r["dependency"] in libraries and n not in names]:
+        del records[name]
+    todo = [
+        [row for row in library if args.again or not stands(row, records.get(row.id, {}))]
+        for library in found
+    ]
+    envs = args.envs.resolve() if args.envs else scratch / "envs"
+    with tqdm(total=sum(map(len, todo)), unit="row") as bar:
+
+        def done(row: Row, *runs: Run) -> None:
+            record = records[row.id] = judge(row, *runs)
+            write(records)
+            bar.update()
+            if state(record) == STATES[3]:
+                bar.write("\n    ".join([f"{row.id}: {record['reason']}", *map(str, runs)]))
+
+        async def one(library: list[Row]) -> None:
+            async with gate:
+                await prove(library, envs, scratch, args.keep, done)
+
+        todo.sort(key=len, reverse=True)
+        # Told to return exceptions, it waits until the last library has cleaned up after itself.
+        for fault in await asyncio.gather(*map(one, todo), return_exceptions=True):
+            if fault:
+                raise fault
+    write(records)
+    return [records[name] for name in sorted(names)]
+
+
+def main(argv: list[str] | None = None) -> int:
+    args = arguments(argv)
+    try:
+        with tempfile.TemporaryDirectory(prefix="verify-") as scratch:
+            records = asyncio.run(prove_all(args, Path(scratch)))
+    except KeyboardInterrupt:
+        print("stopped; the same command goes on from here", file=sys.stderr)
+        return 130
+    summary(records)
+    return int(any(state(record) == STATES[3] for record in records))
+
+
+if __name__ == "__main__":
+    sys.exit(main())

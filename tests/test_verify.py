@@ -1,0 +1,320 @@
+"""The proof by execution: the outcomes of a run, the verdict on a row, and the record."""
+
+import asyncio
+import json
+import os
+import signal
+import subprocess
+import sys
+
+import pytest
+
+from data import HERE, verify
+from data.verify import MISSING, Run
+
+NEW = "print(sum([1, 2]))"
+WARN = "import warnings\nwarnings.warn('add is old', DeprecationWarning)\n"
+OLD = WARN + NEW
+RELEASE = ("Python new",)
+ROW = verify.Row("toy-0", "toy", "print(add([1, 2]))", NEW, RELEASE, RELEASE)
+
+
+async def install(environment):
+    """In place of the real one: the running interpreter, or nothing for a release "absent"."""
+    environment.fault = "no such release" if "absent" in environment.release[0] else ""
+    (environment.folder / "bin").mkdir(parents=True, exist_ok=True)
+    python = environment.folder / "bin" / "python"
+    if not python.exists():
+        python.symlink_to(os.path.realpath(sys.executable))
+
+
+def run(folder, *codes):
+    """The runs of some programs in the running interpreter."""
+
+    async def all_of_them():
+        environment = verify.Environment(RELEASE, folder / "environment", folder)
+        await install(environment)
+        runs = [await environment.run(code) for code in codes]
+        await environment.close(keep=False)
+        return runs
+
+    return asyncio.run(all_of_them())
+
+
+@pytest.fixture
+def prove(tmp_path, monkeypatch):
+    """Proves a data set of one row in a folder of its own; returns exit status and record."""
+    monkeypatch.setattr(verify.Environment, "install", install)
+    monkeypatch.setattr(verify.shutil, "which", lambda name: name)
+    monkeypatch.setattr(verify, "SOURCES", tmp_path)
+    monkeypatch.setattr(verify, "RECORD", tmp_path / "verified.jsonl")
+
+    def call(old, new, *options, old_version="old", new_version="new"):
+        update = {"id": "toy", "old_version": old_version, "new_version": new_version}
+        update |= {"kind": "", "description": "", "notes": [""]}
+        update["usages"] = [{"old": old, "new": new}]
+        source = {"library": "python", "updates": [update]}
+        (tmp_path / "python.yaml").write_text(json.dumps(source))  # JSON is YAML as well
+        return verify.main(list(options)), verify.read().get("toy-0")
+
+    return call
+
+
+# ---------------------------------------------------------------- the verdict on a row
+
+
+def test_clean_pair_is_proved(prove, capsys):
+    """Prevents: a right row is refused."""
+    status, record = prove(OLD, NEW)
+    assert status == 0 and record["reason"] == ""
+    assert [record[name] for name in verify.RUNS] == ["ok", "warns: DeprecationWarning", "ok"]
+    assert "1 proved three ways" in capsys.readouterr().out
+
+
+@pytest.mark.parametrize(
+    ("old", "new", "reason"),
+    [
+        (OLD, "print(1 / 0)", "new_on_new: fails: ZeroDivisionError"),
+        (OLD, "print(3", "new_on_new: fails: SyntaxError"),
+        (OLD, "import sys\nsys.exit(1)", "new_on_new: fails: SystemExit"),
+        (OLD, "import os\nos._exit(0)", "new_on_new: killed"),
+        (OLD, WARN.replace("add", "sum") + NEW, "new_on_new: warns: DeprecationWarning"),
+        (OLD, "total = 3", "new_on_new: prints nothing; old_on_old: differs"),
+        ("print(3)", NEW, "old_on_new: same as new"),
+        ("print(4)", NEW, "old_on_old: differs"),
+        ("print(add)", NEW, "old_on_old: fails: NameError"),
+    ],
+)
+def test_each_fault_is_told_apart(prove, old, new, reason):
+    """Prevents: a wrong row is counted as proved, or its reason misleads."""
+    status, record = prove(old, new)
+    assert status == 1 and record["reason"] == reason
+
+
+def test_a_program_that_does_not_end_is_ended(prove, monkeypatch):
+    """Prevents: one endless loop holds everything up, or counts as an old program that fails."""
+    monkeypatch.setattr(verify, "LIMIT", 1)
+    status, record = prove("while True:\n    pass", NEW)
+    assert status == 1 and record["reason"] == "old_on_new: timeout; old_on_old: timeout"
+
+
+@pytest.mark.parametrize(
+    ("old_version", "new_version", "state"),
+    [
+        ("absent", "new", "1 proved two ways (no old release)"),
+        ("old", "absent", "1 no new release"),
+    ],
+)
+def test_a_missing_release_is_counted(prove, capsys, old_version, new_version, state):
+    """Prevents: what could not be installed is passed over in silence, or called a failure."""
+    status, record = prove(OLD, NEW, old_version=old_version, new_version=new_version)
+    said = capsys.readouterr().out
+    assert status == 0 and state in said
+    assert record["reason"] == "Python absent is not installed: no such release"
+    assert "1 x Python absent is not installed: no such release" in said
+
+
+@pytest.mark.parametrize(
+    ("warned", "outcome"),
+    [
+        (["FutureWarning", True, "keep_dims will change"], "warns: FutureWarning"),
+        (["ToyDeprecated", False, "`add` is deprecated"], "warns: ToyDeprecated"),
+        (["FutureWarning", False, "another library is old"], "same as new"),
+        (["FutureWarning", True, "of both"], "same as new"),
+    ],
+)
+def test_a_warning_counts_only_where_it_is_about_the_change(warned, outcome):
+    """Prevents: any warning from deep inside a library proves that the old API is deprecated."""
+    both = ["FutureWarning", True, "of both"]
+    changed = Run("ok", "", "3\n", [warned, both])
+    record = verify.judge(ROW, Run("ok", "", "3\n", [both]), changed, Run(MISSING))
+    assert record["old_on_new"] == outcome
+
+
+# ---------------------------------------------------------------- running a program
+
+
+def test_programs_run_apart_and_under_the_same_conditions(tmp_path):
+    """Prevents: a program sees the files, names or input of another, or a hash that changes."""
+    code = (
+        "import os, sys\n"
+        "print(os.listdir('.'), os.environ['MPLBACKEND'], hash('word'), sys.stdin.read())\n"
+        "print('made' in globals(), 'toy' in sys.modules)\n"
+        "made = open('left', 'w').write('x')\nsys.modules['toy'] = sys\n"
+    )
+    first, second = run(tmp_path, code, code)
+    assert first.printed.startswith("[] Agg ") and first.printed.endswith("False False\n")
+    assert first == second and first.outcome == "ok"
+
+
+def test_the_category_of_a_library_is_a_deprecation(tmp_path):
+    """Prevents: only the built-in categories count, and a plain UserWarning counts too."""
+    code = "import warnings\nclass OddDeprecation(UserWarning): pass\n"
+    code += "for kind in OddDeprecation, UserWarning, PendingDeprecationWarning:\n"
+    [got] = run(tmp_path, code + "    warnings.warn('x', kind)")
+    assert [kind for kind, _, _ in got.warned] == ["OddDeprecation", "PendingDeprecationWarning"]
+    assert all(here for _, here, _ in got.warned)
+
+
+def test_only_modules_of_both_sides_are_imported_beforehand():
+    """Prevents: a warning at the import of the old module is lost in the server."""
+    row = ROW._replace(
+        old_code="import numpy as np\nimport toyold\nimport os",
+        new_code="from numpy import sum\nimport toynew\nimport os",
+    )
+    assert verify.modules(row) == ("numpy",)
+
+
+def test_rows_of_the_standard_library_run_here(tmp_path):
+    """Prevents: the committed rows and this verifier drift apart."""
+    here = (f"Python {sys.version_info.major}.{sys.version_info.minor}",)
+    found = [
+        row for row in verify.rows(HERE / "updates" / "python.yaml") if row.new_release == here
+    ]
+    for row, got in zip(found[::5], run(tmp_path, *[r.new_code for r in found[::5]]), strict=True):
+        record = verify.judge(row, got, Run(MISSING), Run(MISSING))
+        assert record["new_on_new"] == "ok", (row.id, got)
+
+
+# ---------------------------------------------------------------- releases and environments
+
+
+def test_the_fields_of_an_update_choose_the_releases():
+    """Prevents: a row is proved in another release than its file says."""
+    update = {"old_version": "1", "new_version": "2", "run_version": "2.5", "requires": ["b"]}
+    source = {"library": "toy", "python": "3.9", "requires": ["a"]}
+    old, new = verify.releases(source, update | {"old_python": "3.8"})
+    assert old == ("Python 3.8", "toy==1", "a", "b") and new == ("Python 3.9", "toy==2.5", "a", "b")
+    old, _ = verify.releases(source, update | {"old_requires": ["c"]})
+    assert old == ("Python 3.9", "toy==1", "c")
+    assert verify.releases({"library": "python"}, update) == (("Python 1",), ("Python 2.5",))
+
+
+@pytest.mark.parametrize(
+    ("complaint", "reason"),
+    [
+        (
+            "x Because there is no\n  version of toy==9 and you require",
+            "there is no version of toy==9",
+        ),
+        ("error: Failed to build `toy==9`\n at /home/me/x", "cannot build toy==9"),
+        ("error: https://index.example/toy: no route to 10.0.0.1", "uv cannot install it"),
+    ],
+)
+def test_the_reason_is_the_same_on_every_machine(tmp_path, monkeypatch, complaint, reason):
+    """Prevents: a path or a host of one machine is committed with the record."""
+    (tmp_path / "uv").write_text(f"#!/bin/sh\ncat >&2 <<'END'\n{complaint}\nEND\nexit 1\n")
+    (tmp_path / "uv").chmod(0o755)
+    monkeypatch.setenv("PATH", str(tmp_path), prepend=os.pathsep)
+    assert asyncio.run(verify.uv("pip", "install", "toy==9")) == reason
+
+
+def test_environments_go_unless_they_are_kept(prove, tmp_path):
+    """Prevents: a disk full of environments, or --keep that keeps nothing."""
+    envs = tmp_path / "envs"
+    prove(OLD, NEW, "--envs", str(envs))
+    assert list(envs.iterdir()) == []
+    prove(OLD, NEW, "--again", "--keep", "--envs", str(envs))
+    assert len(list(envs.iterdir())) == 2
+
+
+# ---------------------------------------------------------------- the record
+
+
+@pytest.fixture
+def programs(monkeypatch):
+    """The programs that were run, in their order."""
+    seen, real = [], verify.Environment.run
+
+    async def noted(environment, code, *modules):
+        seen.append(code)
+        return await real(environment, code, *modules)
+
+    monkeypatch.setattr(verify.Environment, "run", noted)
+    return seen
+
+
+def test_only_new_changed_and_failed_rows_are_run(prove, programs):
+    """Prevents: an hour of work is done twice, or a changed row keeps its old proof."""
+    prove(OLD, NEW)
+    whole = verify.RECORD.read_bytes()
+    prove(OLD, NEW)
+    assert programs == [NEW, OLD, OLD]
+    prove(OLD, NEW, "--again")
+    assert len(programs) == 6 and verify.RECORD.read_bytes() == whole
+    _, record = prove(WARN + "print(4)", NEW)
+    assert len(programs) == 9 and record["reason"] == "old_on_old: differs"
+    prove(WARN + "print(4)", NEW)
+    assert len(programs) == 12
+    prove(OLD, NEW)
+    prove(OLD, NEW, new_version="newer")
+    assert len(programs) == 18
+
+
+def test_records_of_rows_that_are_gone_go_and_others_stay(prove):
+    """Prevents: the record proves rows that nobody has, or --library forgets the others."""
+    _, record = prove(OLD, NEW)
+    other = record | {"id": "other-0", "dependency": "other"}
+    verify.write({"toy-7": record | {"id": "toy-7"}, "other-0": other})
+    prove(OLD, NEW)
+    assert list(verify.read()) == ["other-0", "toy-0"]
+    assert verify.RECORD.read_bytes().endswith(b"}\n")
+
+
+def test_an_interrupt_leaves_a_whole_record_and_no_litter(prove, programs, tmp_path, monkeypatch):
+    """Prevents: Ctrl-C leaves environments, servers or half a record behind."""
+    prove(OLD, NEW)
+    whole = verify.RECORD.read_bytes()
+    other = (tmp_path / "python.yaml").read_text().replace("python", "other")
+    (tmp_path / "other.yaml").write_text(other.replace("toy", "other"))
+    (tmp_path / "temporary").mkdir()
+    monkeypatch.setattr(verify.tempfile, "tempdir", str(tmp_path / "temporary"))
+    real = verify.Environment.run
+
+    async def interrupted(environment, code, *modules):
+        await real(environment, code, *modules)
+        if len(programs) == 5:  # both libraries are at work
+            os.kill(os.getpid(), signal.SIGINT)
+        await asyncio.sleep(9)
+
+    monkeypatch.setattr(verify.Environment, "run", interrupted)
+    status, _ = prove(OLD, NEW, "--again", "--envs", str(tmp_path / "envs"))
+    assert status == 130 and verify.RECORD.read_bytes() == whole
+    assert not list((tmp_path / "temporary").iterdir())
+    assert not list((tmp_path / "envs").iterdir())
+
+
+@pytest.mark.parametrize(
+    ("options", "sentence"),
+    [
+        (["--library", "nope"], "invalid choice: 'nope'"),
+        (["--jobs", "0"], "--jobs must be 1 or more"),
+        (["--keep"], "--keep needs --envs FOLDER"),
+    ],
+)
+def test_wrong_input_is_one_sentence(prove, capsys, options, sentence):
+    """Prevents: a typing mistake is answered by a traceback."""
+    with pytest.raises(SystemExit):
+        prove(OLD, NEW, *options)
+    assert sentence in capsys.readouterr().err
+
+
+def test_a_machine_without_uv_is_told_what_to_do(prove, monkeypatch, capsys):
+    """Prevents: every release is recorded as not installed because a tool is missing."""
+    monkeypatch.setattr(verify.shutil, "which", lambda name: None)
+    with pytest.raises(SystemExit):
+        prove(OLD, NEW)
+    assert "pip install uv" in capsys.readouterr().err
+
+
+def test_a_broken_record_is_told_in_one_sentence(prove):
+    """Prevents: a merge conflict in the record ends in a traceback."""
+    verify.RECORD.write_text("<<<<<<< HEAD\n")
+    with pytest.raises(SystemExit, match="delete the file"):
+        prove(OLD, NEW)
+
+
+def test_the_loader_needs_no_development_tools():
+    """Prevents: training asks for PyYAML or uv."""
+    code = "import sys; sys.modules['yaml'] = None; import data; print(len(data.load()))"
+    subprocess.run([sys.executable, "-c", code], cwd=HERE.parent, check=True, capture_output=True)
