@@ -16,7 +16,7 @@ import keyword
 import random
 import re
 import warnings
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 
 from data import Example
@@ -26,6 +26,12 @@ KEEP = (
 )
 WORD = re.compile(r"[A-Za-z_]\w*")
 HUMP = re.compile(r"[A-Z]+(?![a-z])|[A-Z]?[a-z]+|\d+")
+# The pieces that the policy's tokenizer never crosses. Spaces stick to punctuation, never to
+# words: a name has the same tokens wherever it stands.
+SPLIT = r"\n *|[A-Z]?[a-z]+|[A-Z]+|[0-9]|_| ?[^\sA-Za-z0-9_]+ ?| +"
+PART = re.compile(SPLIT + r"|\s")
+WHOLE = re.compile(r"[A-Za-z_]\w*|" + SPLIT + r"|\s")  # the same with identifiers whole
+LONGEST_THOUGHT = 320  # characters
 
 
 @dataclass(frozen=True)
@@ -233,6 +239,12 @@ class Code:
         start, end = self.span(node)
         return self.source[start:end]
 
+    def alone(self, node) -> bool:
+        """Whether the name of the function or attribute at `node` stands nowhere else."""
+        text = self.text(node)
+        name = node.attr if isinstance(node, ast.Attribute) else text
+        return name.isidentifier() and len(re.findall(rf"\b{name}\b", self.source)) == 1
+
     def replace(self, *edits: tuple[int, int, str]) -> str:
         source = self.source
         for start, end, text in sorted(edits, reverse=True):
@@ -316,7 +328,7 @@ class Update:
     def keyword(self, code: Code):
         """A keyword argument renamed, removed, or given another value."""
         r = self.rng
-        found = [(c, k) for c in code.calls for k in c.keywords if k.arg]
+        found = [(c, k) for c in code.calls for k in c.keywords if k.arg and code.alone(c.func)]
         if not found:
             return None
         call, word = r.choice(found)
@@ -372,7 +384,8 @@ class Update:
         calls = [
             c
             for c in code.calls
-            if not any(isinstance(a, (ast.Starred, ast.GeneratorExp)) for a in c.args)
+            if code.alone(c.func)
+            and not any(isinstance(a, (ast.Starred, ast.GeneratorExp)) for a in c.args)
         ]
         if not calls:
             return None
@@ -419,12 +432,17 @@ class Update:
         loads = [
             n
             for n in code.properties
-            if isinstance(n.ctx, ast.Load) and code.text(n.value) not in code.aliases
+            if isinstance(n.ctx, ast.Load)
+            and code.text(n.value) not in code.aliases
+            and code.alone(n)
         ]
         methods = [
             c
             for c in code.calls
-            if isinstance(c.func, ast.Attribute) and not c.args and not c.keywords
+            if isinstance(c.func, ast.Attribute)
+            and code.alone(c.func)
+            and not c.args
+            and not c.keywords
         ]
         if loads and (not methods or r.random() < 0.5):
             node = r.choice(loads)
@@ -533,7 +551,11 @@ class Update:
     def form(self, code: Code):
         """A call written in another form, told by a pattern with the call's or the note's names."""
         r = self.rng
-        found = [c for c in code.calls if not any(isinstance(a, ast.Starred) for a in c.args)]
+        found = [
+            c
+            for c in code.calls
+            if code.alone(c.func) and not any(isinstance(a, ast.Starred) for a in c.args)
+        ]
         if not found:
             return None
         call = r.choice(found)
@@ -733,44 +755,51 @@ class Renamer:
                 spans[i] = self.code(span)
             else:
                 spans[i] = re.sub(
-                    r"\b\w+(?:[._]\w+)+\b|\b[a-z]+[A-Z]\w+|\b\w+(?=\()",
+                    r"\b(?!e\.g|i\.e)\w+(?:[._]\w+)+\b|\b[a-z]+[A-Z]\w+|\b\w+(?=\()",
                     lambda m: self.code(m[0]),
                     span,
                 )
         return "".join(spans)
 
 
-def thought(old: str, new: str) -> str:
-    """What changes, in few words: "`product` becomes `prod`."."""
-    a, b = pieces(old), pieces(new)
+def thought(old: str, new: str, note: str, cut: Callable = PART.findall) -> str:
+    """What changes, as a patch in words: "Find `product`. Replace `product(a` by `prod(a`."
+
+    First the name by which the note tells the place, then the change, from that name or its own
+    first word on, with two pieces of the code behind it: so the thought, and then the answer, is
+    written by copying forwards, from the note, from the old code or from the thought itself. (With
+    code from before the name as well, small models never learnt to step back to it.) `cut` says
+    what a piece is.
+    """
+    a, b = WHOLE.findall(old), WHOLE.findall(new)
     changes = difflib.SequenceMatcher(None, a, b, autojunk=False).get_opcodes()
-    pairs = dict.fromkeys(
-        ("".join(a[i:j]), "".join(b[k:m])) for op, i, j, k, m in changes if op != "equal"
-    )
-    if len(pairs) > 2 or not all(x.isidentifier() and y.isidentifier() for x, y in pairs):
-        pairs = dict.fromkeys(regions(old.splitlines(), new.splitlines()))
-    said = [
-        f"`{x}` becomes `{y}`." if x and y else f"Add `{y}`." if y else f"Drop `{x}`."
-        for x, y in pairs
-    ]
-    text = " ".join(said[:2])
-    return text if len(text) <= 120 else "The call takes the new form."
+    cores: list[list[int]] = []  # [i, j, k, m]: a[i:j] becomes b[k:m]
+    for i, j, k, m in (where for op, *where in changes if op != "equal"):
+        gap = a[cores[-1][1] : i] if cores else []
+        if cores and len(gap) <= (2 if any("\n" in word for word in gap) else 10):
+            cores[-1][1::2] = j, m  # so near that they are one change
+        else:
+            cores.append([i, j, k, m])
+    shown = set(WORD.findall(" ".join(re.findall(r"`([^`]*)`", note)))) - set(keyword.kwlist)
+    said, found, line = [], "", 0
+    for i, j, k, m in cores:
+        line = max((n + 1 for n in range(line, i) if "\n" in a[n]), default=line)
+        names = [w for w in a[i:j] if w in shown]
+        begin = i
+        if not names and (names := [w for w in a[line:i] if w in shown]):
+            begin = max(n for n in range(line, i) if a[n] == rarest(names, a))
+        if names and rarest(names, a) != found:
+            said.append(f"Find `{(found := rarest(names, a))}`.")
+        tail = "".join(cut("".join(a[j:]))[:2])
+        before, after = "".join(a[begin:j]), "".join(a[begin:i] + b[k:m])
+        said.append(f"Replace `{before}{tail}` by `{after}{tail}`.")
+        line = j  # what names the next change stands behind this one
+    return " ".join(said)
 
 
-def regions(a: list[str], b: list[str]) -> Iterator[tuple[str, str]]:
-    """For each run of changed lines what is left of both sides without their common ends."""
-    changes = difflib.SequenceMatcher(None, a, b, autojunk=False).get_opcodes()
-    for i, j, k, m in (span for op, *span in changes if op != "equal"):
-        x, y = pieces("\n".join(a[i:j])), pieces("\n".join(b[k:m]))
-        while x and y and x[0] == y[0]:
-            x, y = x[1:], y[1:]
-        while x and y and x[-1] == y[-1]:
-            x, y = x[:-1], y[:-1]
-        yield "".join(x).strip(), "".join(y).strip()
-
-
-def pieces(text: str) -> list[str]:
-    return re.findall(r"[A-Za-z_]\w*|\s+|.", text)
+def rarest(names: list[str], words: list[str]) -> str:
+    """Of `names` the one that stands least often among `words`, the longest of several."""
+    return min(names, key=lambda name: (words.count(name), -len(name), name))
 
 
 # ---------------------------------------------------------------- the stream
@@ -790,11 +819,15 @@ def vocabulary(examples: list[Example]) -> list[str]:
 
 
 def stream(
-    examples: list[Example], seed: int, real: float = 0.5, size: int = 450
+    examples: list[Example],
+    seed: int,
+    real: float = 0.4,
+    size: int = 450,
+    cut: Callable = PART.findall,
 ) -> Iterator[Sample]:
     """Samples without end. `real` is the share with the pair's own update and note.
 
-    Programs have at most about `size` characters.
+    Programs have at most about `size` characters. `cut` is that of `thought`.
     """
     rng = random.Random(seed)
     words = vocabulary(examples)
@@ -824,9 +857,12 @@ def stream(
                 continue
             new, note = result[0], dress(rng, result[1], g)
         old, new = renamer.code(old), renamer.code(new)
-        if old != new and len(old) <= 1.3 * size and parses(old) and parses(new):
+        note = renamer.note(note)
+        said = thought(old, new, note, cut)
+        fits = len(old) <= 1.3 * size and len(said) <= LONGEST_THOUGHT
+        if old != new and fits and parses(old) and parses(new):
             version = ".".join(str(rng.randint(0, 30)) for _ in range(rng.choice([2, 3])))
-            yield Sample(library, version, renamer.note(note), old, new, thought(old, new))
+            yield Sample(library, version, note, old, new, said)
 
 
 def parses(code: str) -> bool:

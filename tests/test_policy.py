@@ -3,6 +3,7 @@
 import ast
 import itertools
 import random
+import re
 
 import pytest
 import torch
@@ -49,28 +50,63 @@ def test_renaming_is_consistent_and_keeps_the_language():
 
 
 @pytest.mark.parametrize(
-    ("old", "new", "words"),
+    ("old", "new", "note", "words"),
     [
-        ("x = np.product(a)", "x = np.prod(a)", "`product` becomes `prod`."),
-        ("f(a, axis=0)", "f(a, dim=0)", "`axis` becomes `dim`."),
-        ("f(a)", "f(a, k=1)", "Add `, k=1`."),
-        ("f(a, k=1)", "f(a)", "Drop `, k=1`."),
-        ("y = d.add(r)", "y = p.cat([d, r])", "`d.add(r` becomes `p.cat([d, r]`."),
+        # the name from the note, then the change and two pieces of the code behind it
+        (
+            "x = np.product(a)",
+            "x = np.prod(a)",
+            "`np.product` is gone.",
+            "Find `product`. Replace `product(a` by `prod(a`.",
+        ),
+        (
+            "f(a, axis=0)",
+            "f(a, dim=0)",
+            "`axis` is now `dim`.",
+            "Find `axis`. Replace `axis=0` by `dim=0`.",
+        ),
+        # nothing goes, so the place is told by the name that stands before it
+        ("f(a)", "f(a, k=1)", "`f` needs `k=1`.", "Find `f`. Replace `f(a)` by `f(a, k=1)`."),
+        ("f(a)", "f(a, k=1)", "Calls need k.", "Replace `)` by `, k=1)`."),
+        ("f(a, k=1)", "f(a)", "Drop `k`.", "Find `k`. Replace `, k=1)` by `)`."),
+        # one change, though the two sides share "d", "." and "r"; of three rare names the longest
+        (
+            "y = d.add(r)",
+            "y = p.cat([d, r])",
+            "`d.add(r)` becomes `p.cat([d, r])`.",
+            "Find `add`. Replace `d.add(r)` by `p.cat([d, r])`.",
+        ),
+        (
+            "a.f()\nb.f()",
+            "a.g()\nb.g()",
+            "`f` is `g`.",
+            "Find `f`. Replace `f()\n` by `g()\n`. Replace `f()` by `g()`.",
+        ),
     ],
 )
-def test_thoughts_name_the_change(old, new, words):
-    """Prevents: a thought that points at code which stays."""
-    assert thought(old, new) == words
+def test_thoughts_are_patches(old, new, note, words):
+    """Prevents: a thought that does not tell where the change is, or what it is."""
+    assert thought(old, new, note) == words
+
+
+def test_thoughts_fit_both_programs(samples):
+    """Prevents: a patch that the old code does not contain, or that leads to other code."""
+    for s in samples:
+        sides = re.findall(r"Replace `([^`]*)` by `([^`]*)`\.", s.thought)
+        assert sides or "`" in s.old + s.new
+        for old, new in sides:
+            assert old in s.old and new in s.new, s
+        assert all(name in s.note for name in re.findall(r"Find `([^`]*)`", s.thought))
 
 
 def test_lazy_answers_copy():
     """Prevents: a lazy phase that teaches some other failure. The prompt must not change."""
-    sample = Sample("lib", "1.0", "note", "old()", "new()", "`old` becomes `new`.")
+    sample = Sample("lib", "1.0", "note", "old()", "new()", "Replace `old` by `new`.")
     rng = random.Random(0)
     found = [lazy(sample, rng, 0.75) for _ in range(400)]
     copies = [s for s in found if s.new == "old()"]
     assert 260 < len(copies) < 340  # 300 expected, standard deviation 8.7
-    assert {s.thought for s in copies} == {LAZY, sample.thought}
+    assert {s.thought for s in copies} == {LAZY}
     assert {(s.library, s.note, s.old) for s in found} == {("lib", "note", "old()")}
 
 
@@ -85,27 +121,31 @@ def test_masks_cover_the_answers_alone(samples):
         assert int(chosen.nonzero()[0]) == rows[tuple(row[:last])] and not any(row[last:])
 
 
-def test_drills_swap_what_the_thought_says():
+def test_drills_obey_their_note():
     """Prevents: drills that teach a wrong answer. Slow twin: str.replace, one sign a token."""
     tokenizer = recode.load_policy("", "cpu").tokenizer
+
+    def signs(ids):
+        return "".join(chr(1000 + i) for i in ids)
+
+    def joint(text):
+        return signs(tokenizer.encode(text, add_special_tokens=False))
+
     ids, mask = next(drills(tokenizer, seed=3))
-    signs = {}
+    assert len(ids) > 10
     for row, chosen in zip(ids.tolist(), mask.tolist(), strict=True):
-        text = "".join(signs.setdefault(i, chr(1000 + i)) for i in row)
-        mark = {s: "".join(signs.get(i, "") for i in tokenizer.encode(s)) for s in ("` becomes `",)}
-        shown, _, rest = text.partition(mark["` becomes `"])
-        first = chosen.index(True)
-        before = len(tokenizer.encode("</doc>\n```python\n"))
-        between = len(tokenizer.encode("\n```\n<think>\n`"))
-        after = len(tokenizer.encode("`.\n</think>\n<answer>\n```python\n"))
-        end = len(tokenizer.encode("\n```\n</answer><|im_end|>"))
-        new = rest[: first - len(shown) - len(mark["` becomes `"]) - after]
-        answer = text[first : len(chosen) - chosen[::-1].index(True)][:-end]
-        found = [
-            shown[before:cut].replace(shown[cut + between :], new) == answer
-            for cut in range(before + 1, len(shown) - between)
-        ]
-        assert any(found)
+        prompt = signs(i for i, answer in zip(row, chosen, strict=True) if not answer)
+        answer = signs(i for i, answer in zip(row, chosen, strict=True) if answer)
+        note, _, rest = prompt.partition(joint("`\n</doc>\n```python\n"))
+        old, _, new = note.removeprefix(joint("<doc>\n`")).partition(joint("` by `"))
+        program = rest.partition(joint("\n```\n"))[0]
+        patches, _, code = answer.partition(joint("`.\n</think>\n<answer>\n```python\n"))
+        assert code.partition(joint("\n```\n</answer>"))[0] == program.replace(old, new)
+        found, *patches = patches.split(joint("`. Replace `"))
+        assert found == old and len(patches) == program.count(old)
+        for patch in patches:
+            before, _, after = patch.partition(joint("` by `"))
+            assert before in program and before.replace(old, new) == after
 
 
 def test_bundled_policy_is_small_and_lazy():
