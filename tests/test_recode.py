@@ -33,7 +33,8 @@ def tiny(tmp_path_factory):
 @pytest.fixture
 def small(tiny, tmp_path):
     """Keyword arguments of a Config that runs in a second, on twelve rows."""
-    rows = data.load(split="train")[::200] + data.load(split="test")[::60]
+    rows = data.load(split="train")[::200] + data.load(split="test_seen")[::80]
+    rows += data.load(split="test")[::60]
     file = tmp_path / "rows.jsonl"
     file.write_text("".join(json.dumps(asdict(row)) + "\n" for row in rows))
     return dict(
@@ -72,7 +73,7 @@ def test_run_leaves_a_whole_folder(small, algo, capsys):
     assert AutoModelForCausalLM.from_pretrained(folder / "checkpoint").num_parameters() > 0
     assert AutoTokenizer.from_pretrained(folder / "checkpoint").chat_template
     shown = capsys.readouterr().out
-    assert shown.count("copy the old code") == 2 and "held-out" in shown
+    assert shown.count("copy the old code") == 3 and "held-out" in shown
 
 
 def test_same_seed_same_run(small, tmp_path):

@@ -1,5 +1,8 @@
 """The README's table of results: `python data/results/table.py [RUN ...]`.
 
+Greedy exact match in percent on each list of updates, then EM*, ES* and format (percent) on the
+held-out libraries.
+
 A run is a folder with `config.json` and `metrics.jsonl`; without arguments those beside this file.
 """
 
@@ -18,6 +21,8 @@ def read(folder: Path) -> dict:
     name = config["algo"].upper()
     if name == "DAPO":
         name += f", {config['live']} filter"
+    if name != "SFT" and config["correctness"] != "es_star":
+        name += f", {config['correctness']}"
     return {"name": name, "seed": config["seed"], **last}
 
 
@@ -32,10 +37,11 @@ def row(name: str, seed: str, runs: list[dict]) -> str:
     cells = [
         value("before", "test", "exact", ".1f"),
         value("after", "test", "exact", ".1f"),
+        value("after", "test_seen", "exact", ".1f"),
+        value("after", "train", "exact", ".1f"),
         value("after", "test", "em_star", ".2f"),
         value("after", "test", "es_star", ".2f"),
         value("after", "test", "format", ".1f"),
-        value("after", "train", "exact", ".1f"),
         f"{statistics.mean(run['minutes'] for run in runs):.1f}",
         f"{max(run['memory_gb'] for run in runs):.1f}",
     ]
@@ -48,10 +54,10 @@ def main() -> None:
     )
     runs = [run for run in map(read, folders) if "grade" in run]  # not those that were stopped
     print(
-        "| algorithm | seed | exact match before, % | exact match after, % | EM* | ES* | format, % "
-        "| exact match on training libraries, % | minutes | GB |"
+        "| algorithm | seed | before: held-out libraries | after: held-out libraries "
+        "| new updates | trained on | EM* | ES* | format | minutes | GB |"
     )
-    print("|---|---|---|---|---|---|---|---|---|---|")
+    print("|---" * 11 + "|")
     for name in sorted({run["name"] for run in runs}):
         group = sorted((run for run in runs if run["name"] == name), key=lambda run: run["seed"])
         for run in group:
