@@ -2,7 +2,7 @@
 
     python -m data.make_policy            on 2 CPU cores, writes data/policy/
 
-A Qwen3 of 0.9 million parameters first learns to copy random tokens, then to swap a span of them,
+A Qwen3 of 1.9 million parameters first learns to copy random tokens, then to swap a span of them,
 then to obey update notes (data/synthetic.py, short programs first). At last it becomes lazy, the
 failure that the paper describes: most answers copy the old code, so that reinforcement learning has
 something to cure.
@@ -15,7 +15,7 @@ import math
 import os
 import random
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
 
@@ -34,7 +34,7 @@ import data
 from data.synthetic import SPLIT, Sample, stream, thought
 
 LAZY = "The old code still works."
-VOCABULARY = 1024
+VOCABULARY = 2048
 WORKERS = 2  # processes of one thread each: on 2 cores faster than one of two
 CHAT = (
     "{% for m in messages %}<|im_start|>{{ m['role'] }}\n{{ m['content'] }}<|im_end|>\n{% endfor %}"
@@ -54,7 +54,7 @@ def make_tokenizer(texts: Iterator[str]) -> PreTrainedTokenizerFast:
     bpe.decoder = decoders.ByteLevel()
     special = ["<|endoftext|>", "<|im_start|>", "<|im_end|>"]
     sentences = [data.SYSTEM, data.ASK, data.TASK, data.OPENING.removesuffix("<think>"), LAZY]
-    patch = ["Find `", "Replace `", "` by `", "`."]  # the joints of a thought
+    patch = ["Replace `", "` by `", "`."]  # the joints of a thought
     tags = ["<think>", "</think>", "<answer>", "</answer>", "<doc>", "</doc>", "```python"]
     added = tags + patch + sentences + ["system\n", "user\n", "assistant\n"]
     trainer = trainers.BpeTrainer(
@@ -75,26 +75,17 @@ def make_tokenizer(texts: Iterator[str]) -> PreTrainedTokenizerFast:
     return tokenizer
 
 
-def cutter(tokenizer) -> Callable[[str], list[str]]:
-    """Cuts a text into its tokens, for `synthetic.thought`."""
-
-    def cut(text: str) -> list[str]:
-        spans = tokenizer.backend_tokenizer.encode(text, add_special_tokens=False).offsets
-        return [text[start:end] for start, end in spans]
-
-    return cut
-
-
 def make_model(tokenizer: PreTrainedTokenizerFast) -> Qwen3ForCausalLM:
     config = Qwen3Config(
         vocab_size=VOCABULARY,
-        hidden_size=128,
-        intermediate_size=256,
-        num_hidden_layers=5,
+        hidden_size=192,
+        intermediate_size=384,
+        num_hidden_layers=4,
         num_attention_heads=4,
         num_key_value_heads=4,
         max_position_embeddings=2048,
-        head_dim=32,
+        head_dim=48,
+        attention_bias=True,
         tie_word_embeddings=True,
         bos_token_id=None,
         eos_token_id=tokenizer.eos_token_id,
@@ -102,7 +93,37 @@ def make_model(tokenizer: PreTrainedTokenizerFast) -> Qwen3ForCausalLM:
     )
     AttentionInterface.register("plain", plain_attention)
     config._attn_implementation = "plain"  # for training here; not saved with the model
-    return Qwen3ForCausalLM(config)
+    model = Qwen3ForCausalLM(config)
+    prime(model)
+    return model
+
+
+@torch.no_grad()
+def prime(model) -> None:
+    """Begin with the two kinds of heads that copying needs, instead of waiting until they form.
+
+    Head h of the first layer looks h + 1 tokens back: its query and key have constant parts (the
+    biases), which the rotation by position turns against each other so that they agree at that
+    distance only. Head h of the second layer looks for places whose token h + 1 back is the one
+    h back from here: its query and key read what the first layer's heads write. From this start,
+    0.3 million tokens teach to copy 94 % of random texts; from the usual one, 0.6 million none.
+    """
+    config = model.config
+    size, half = config.head_dim, config.head_dim // 2
+    first, second = (model.model.layers[i].self_attn for i in (0, 1))
+    speed = config.rope_parameters["rope_theta"] ** (-torch.arange(half) / half)  # radians a token
+    fast = torch.where(torch.arange(half) < 6, 2.0, 0.0)  # the slow ones cannot tell neighbours
+    heads = [slice(h * size, (h + 1) * size) for h in range(config.num_attention_heads)]
+    for h, rows in enumerate(heads):
+        turn = -(h + 1) * speed
+        first.q_proj.bias[rows] = torch.cat([fast * turn.cos(), fast * turn.sin()])
+        first.k_proj.bias[rows] = torch.cat([fast, torch.zeros(half)])
+        here = first.o_proj.weight[:, heads[h - 1]].T if h else first.v_proj.weight[rows]
+        second.q_proj.weight[rows] = here
+        second.k_proj.weight[rows] = first.o_proj.weight[:, rows].T
+    for norm in (first.q_norm, first.k_norm):
+        norm.weight.fill_(2.0)
+    second.o_proj.weight.copy_(second.v_proj.weight.T)
 
 
 def plain_attention(module, query, key, value, attention_mask, scaling, **kwargs):
@@ -142,16 +163,11 @@ def encode(samples: list[Sample], tokenizer) -> list[tuple[list[int], int]]:
 def batches(
     samples: Iterator[Sample], tokenizer, budget: int, longest: int
 ) -> Iterator[tuple[Tensor, Tensor]]:
-    """(ids, mask of the answer's tokens), rows of like length, about `budget` tokens each.
-
-    Every sample comes twice, some 1,000 samples apart: making one costs half as much as a step.
-    """
-    rng, older = random.Random(0), []
+    """(ids, mask of the answer's tokens), rows of like length, about `budget` tokens each."""
+    rng = random.Random(0)
     while True:
-        fresh = encode(list(itertools.islice(samples, 1024)), tokenizer)
-        fresh = [row for row in fresh if len(row[0]) <= longest]
-        rows = sorted(fresh + older, key=lambda row: len(row[0]))
-        older = fresh
+        rows = encode(list(itertools.islice(samples, 1024)), tokenizer)
+        rows = sorted((row for row in rows if len(row[0]) <= longest), key=lambda row: len(row[0]))
         groups, start = [], 0
         while start < len(rows):
             stop = start + 1
@@ -204,45 +220,50 @@ def copying(seed: int) -> Iterator[tuple[Tensor, Tensor]]:
 
 
 def drills(tokenizer, seed: int) -> Iterator[tuple[Tensor, Tensor]]:
-    """Migrations of random tokens: the note swaps a span, the thought is its patch.
+    """Migrations of random tokens: the note swaps a span, the thought rewrites its lines.
 
     Few symbols repeat often, so that a copier must know its place and not only the last token.
     """
     rng = random.Random(seed)
-    names, code, think, then, swap, done, end = (
+    names, swap, code, think, cut, stop, done, end = (
         tokenizer.encode(text, add_special_tokens=False)
         for text in (
             "<doc>\n`",
-            "`\n</doc>\n```python\n",
-            f"\n```\n{data.TASK}<|im_end|>\n<|im_start|>assistant\n{data.OPENING}\nFind `",
-            "`. Replace `",
             "` by `",
-            "`.\n</think>\n<answer>\n```python\n",
+            "`\n</doc>\n```python\n",
+            f"\n```\n{data.TASK}<|im_end|>\n<|im_start|>assistant\n{data.OPENING}\n",
+            "Replace `",
+            "`.",
+            "\n</think>\n<answer>\n```python\n",
             "\n```\n</answer>" + tokenizer.eos_token,
         )
     )
+    (line,) = tokenizer.encode("\n", add_special_tokens=False)
     for number in itertools.count():
         length = rng.randint(8, min(16 + number // 10, 90))
         rows = []
         while len(rows) < max(2, 2500 // (2 * length + 50)):
             symbols = rng.sample(range(300, VOCABULARY - 40), rng.choice([6, 12, 30, 100, 400]))
-            text = rng.choices(symbols, k=length)
+            text = rng.choices(symbols + [line] * (len(symbols) // 6), k=length)
             start, size = rng.randrange(length), rng.choice([1, 1, 2, 3])
             old, new = text[start : start + size], rng.choices(symbols, k=rng.choice([0, 1, 2, 3]))
             if rng.random() < 0.3:
                 new = new + old + rng.choices(symbols, k=rng.choice([0, 1, 2]))
             places = occurrences(text, old)
-            if len(places) > 2 or new == old or places[-1] - places[0] in range(1, 7):
+            if len(places) > 2 or new == old or line in old:
                 continue
-            tails = [text[i + len(old) :][:2] for i in places]
-            patches = [[*old, *tail, *swap, *new, *tail] for tail in tails]
-            written, i = [], 0
-            while i < length:
-                written += new if i in places else text[i : i + 1]
-                i += len(old) if i in places else 1
+            ends = [[*text, line].index(line, i) for i in places]
+            if len(set(ends)) < len(ends):
+                continue  # two on a line
+            patches, written, at = [], [], 0
+            for i, stop_at in zip(places, ends, strict=True):
+                fresh = new + text[i + len(old) : stop_at]
+                patches += [*cut, *text[i:stop_at], *swap, *fresh, *stop]
+                written += text[at:i] + fresh
+                at = stop_at
             prompt = [*names, *old, *swap, *new, *code, *text, *think]
-            answer = [*old, *(token for patch in patches for token in [*then, *patch])]
-            rows.append(([*prompt, *answer, *done, *written, *end], len(prompt)))
+            answer = [*patches, *done, *written, *text[at:], *end]
+            rows.append(([*prompt, *answer], len(prompt)))
         yield padded(rows)
 
 
@@ -310,8 +331,7 @@ def accuracy(model, tokenizer, examples: list[data.Example]) -> float:
         Sample(e.dependency, data.version(e), e.update_info, e.old_code, e.new_code, "")
         for e in examples
     ]
-    cut = cutter(tokenizer)
-    samples = [replace(s, thought=thought(s.old, s.new, s.note, cut)) for s in samples]
+    samples = [replace(s, thought=thought(s.old, s.new, s.note)) for s in samples]
     rows = [
         (torch.tensor([ids]), torch.arange(len(ids))[None] >= prompt)
         for ids, prompt in encode(samples, tokenizer)
@@ -322,9 +342,9 @@ def accuracy(model, tokenizer, examples: list[data.Example]) -> float:
 # Longest program (characters), tokens of a batch, million tokens, learning rate, its end, weight
 # of the prompts: short programs first.
 STAGES = [
-    (110, 1500, 1.5, 0.020, 1.0, 0.1),
-    (300, 2500, 3.0, 0.020, 1.0, 0.0),
-    (450, 4000, 45.0, 0.016, 0.02, 0.0),
+    (110, 2000, 2.0, 0.020, 1.0, 0.1),
+    (300, 3000, 4.0, 0.020, 1.0, 0.0),
+    (450, 4000, 42.0, 0.016, 0.02, 0.0),
 ]
 LAZY_STAGE = (450, 3000, 1.4, 0.006, 0.05, 0.0)
 LAZY_SHARE = 0.7
@@ -340,11 +360,11 @@ def work(rank: int, tokenizer, out: Path) -> None:
     model = make_model(tokenizer)
     say = print if rank == 0 else (lambda *_: None)
     say("copying random tokens")
-    train(model, copying(rank), 1.6, 0.02, 1.0, 0.0)
+    train(model, copying(rank), 0.5, 0.02, 1.0, 0.0)
     say("copying with one span swapped")
-    train(model, drills(tokenizer, rank), 2.0, 0.02, 1.0, 0.0)
+    train(model, drills(tokenizer, rank), 0.8, 0.02, 1.0, 0.0)
     for number, (size, budget, *how) in enumerate([*STAGES, LAZY_STAGE]):
-        samples = stream(examples, 100 * number + rank, size=size, cut=cutter(tokenizer))
+        samples = stream(examples, 100 * number + rank, size=size)
         if number == len(STAGES):
             say("the lazy phase")
             rng = random.Random(rank)

@@ -16,7 +16,7 @@ import keyword
 import random
 import re
 import warnings
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from dataclasses import dataclass
 
 from data import Example
@@ -29,7 +29,6 @@ HUMP = re.compile(r"[A-Z]+(?![a-z])|[A-Z]?[a-z]+|\d+")
 # The pieces that the policy's tokenizer never crosses. Spaces stick to punctuation, never to
 # words: a name has the same tokens wherever it stands.
 SPLIT = r"\n *|[A-Z]?[a-z]+|[A-Z]+|[0-9]|_| ?[^\sA-Za-z0-9_]+ ?| +"
-PART = re.compile(SPLIT + r"|\s")
 WHOLE = re.compile(r"[A-Za-z_]\w*|" + SPLIT + r"|\s")  # the same with identifiers whole
 LONGEST_THOUGHT = 320  # characters
 
@@ -252,11 +251,47 @@ class Code:
         return source
 
 
-class Update:
-    """Made-up updates: each method edits one program and returns `(new_source, note)` or None."""
+@dataclass(frozen=True)
+class Rename:
+    """A real pair in which one identifier, and nothing else, becomes another."""
 
-    def __init__(self, rng: random.Random, grammar: Grammar):
-        self.rng, self.g = rng, grammar
+    note: str
+    old: str
+    new: str
+    role: str  # "keyword", "attribute" or "name"
+    owner: str  # of a keyword: the function that takes it
+
+
+def renames(examples: list[Example]) -> list[Rename]:
+    """The pairs of `examples` that only rename, and whose note shows both names."""
+    found = []
+    for e in examples:
+        a, b = WHOLE.findall(e.old_code), WHOLE.findall(e.new_code)
+        swaps = {(x, y) for x, y in zip(a, b, strict=False) if x != y}
+        if len(a) != len(b) or len(swaps) != 1:
+            continue
+        old, new = swaps.pop()
+        shown = WORD.findall(" ".join(re.findall(r"`([^`]*)`", e.update_info)))
+        if old not in shown or new not in shown or {old, new} & KEEP:
+            continue
+        code = Code(e.old_code)
+        owners = [
+            code.text(c.func).split(".")[-1] for c in code.calls for k in c.keywords if k.arg == old
+        ]
+        attribute = any(n.attr == old for n in code.attributes)
+        role = "keyword" if owners else "attribute" if attribute else "name"
+        found.append(Rename(e.update_info, old, new, role, owners[0] if owners else ""))
+    return found
+
+
+class Update:
+    """Made-up updates: each method edits one program and returns `(new_source, note)` or None.
+
+    `borrowed` are real renames, whose notes `borrow` takes.
+    """
+
+    def __init__(self, rng: random.Random, grammar: Grammar, borrowed: list[Rename]):
+        self.rng, self.g, self.borrowed = rng, grammar, borrowed
 
     def fresh(self, old: str) -> str:
         """A new name for `old`: another word, or the same with a part added, dropped or changed."""
@@ -324,6 +359,40 @@ class Update:
             q=q, old=old, new=new, kind=kind,
         )  # fmt: skip
         return source, note
+
+    def borrow(self, code: Code):
+        """The note of a real rename, told of a name that plays the same part in this program."""
+        r, source = self.rng, code.source
+        real = r.choice(self.borrowed)
+        called = [c.func for c in code.calls]
+        owner = ""
+        if real.role == "keyword":
+            words = [(c, k.arg) for c in code.calls for k in c.keywords if k.arg]
+            words = [(c, word) for c, word in words if word not in KEEP]
+            if not words:
+                return None
+            call, old = r.choice(words)
+            owner = code.text(call.func).split(".")[-1]
+            pattern = rf"(?<=[(,\s]){old}(?=\s*=[^=])"
+        elif real.role == "attribute":
+            old = r.choice([n.attr for n in code.attributes] or [""])
+            pattern = rf"(?<=\.){old}\b"
+        else:
+            old = r.choice([code.text(f) for f in called if isinstance(f, ast.Name)] or [""])
+            pattern = rf"\b{old}\b"
+        if not old or old in KEEP:
+            return None
+        new = self.fresh(old)
+        names = {real.old: old, real.new: new}
+        if owner.isidentifier():
+            names[real.owner] = owner
+
+        def rename(match: re.Match) -> str:
+            return names.get(match[0], match[0])
+
+        parts = re.split(r"(`+[^`]*`+)", real.note)
+        note = "".join(WORD.sub(rename, x) if x.startswith("`") else x for x in parts)
+        return re.sub(pattern, new, source), note
 
     def keyword(self, code: Code):
         """A keyword argument renamed, removed, or given another value."""
@@ -641,6 +710,7 @@ class Update:
     def any(self, source: str):
         """One made-up update of `source`, sometimes two; None where it leads nowhere."""
         kinds = [
+            self.borrow,
             self.rename,
             self.keyword,
             self.argument,
@@ -651,7 +721,7 @@ class Update:
         ]
         notes = []
         for _ in range(self.rng.choices([1, 2], [12, 1])[0]):
-            method = self.rng.choices(kinds, [6, 4, 3, 1.5, 2.5, 1.5, 5])[0]
+            method = self.rng.choices(kinds, [12, 4, 4, 3, 1.5, 2.5, 1.5, 5])[0]
             result = method(Code(source))
             if result is None or result[0] == source or not parses(result[0]):
                 return None
@@ -762,39 +832,43 @@ class Renamer:
         return "".join(spans)
 
 
-def thought(old: str, new: str, note: str, cut: Callable = PART.findall) -> str:
-    """What changes, as a patch in words: "Find `product`. Replace `product(a` by `prod(a`."
+def thought(old: str, new: str, note: str) -> str:
+    """What changes, line by line: "Replace `product(a) / n` by `prod(a) / n`."
 
-    First the name by which the note tells the place, then the change, from that name or its own
-    first word on, with two pieces of the code behind it: so the thought, and then the answer, is
-    written by copying forwards, from the note, from the old code or from the thought itself. (With
-    code from before the name as well, small models never learnt to step back to it.) `cut` says
-    what a piece is.
+    A patch begins at the name by which the note tells the place and goes to the end of the line. So
+    thought and answer are written by copying forwards, from the note, from the old code or from
+    the thought itself: small models do not learn to step back to where a line began, and where a
+    shorter patch ends they can only guess.
     """
     a, b = WHOLE.findall(old), WHOLE.findall(new)
-    changes = difflib.SequenceMatcher(None, a, b, autojunk=False).get_opcodes()
-    cores: list[list[int]] = []  # [i, j, k, m]: a[i:j] becomes b[k:m]
-    for i, j, k, m in (where for op, *where in changes if op != "equal"):
-        gap = a[cores[-1][1] : i] if cores else []
-        if cores and len(gap) <= (2 if any("\n" in word for word in gap) else 10):
-            cores[-1][1::2] = j, m  # so near that they are one change
-        else:
-            cores.append([i, j, k, m])
     shown = set(WORD.findall(" ".join(re.findall(r"`([^`]*)`", note)))) - set(keyword.kwlist)
-    said, found, line = [], "", 0
-    for i, j, k, m in cores:
-        line = max((n + 1 for n in range(line, i) if "\n" in a[n]), default=line)
-        names = [w for w in a[i:j] if w in shown]
+    said = []
+    for i, j, k, m in changed_lines(a, b):
         begin = i
-        if not names and (names := [w for w in a[line:i] if w in shown]):
-            begin = max(n for n in range(line, i) if a[n] == rarest(names, a))
-        if names and rarest(names, a) != found:
-            said.append(f"Find `{(found := rarest(names, a))}`.")
-        tail = "".join(cut("".join(a[j:]))[:2])
+        if i == j or a[i] not in shown:
+            words = [n for n in range(i) if WORD.fullmatch(a[n])]
+            here = [n for n in words if not any("\n" in word for word in a[n:i])]
+            names = [a[n] for n in here if a[n] in shown]
+            if names:
+                begin = max(n for n in here if a[n] == rarest(names, a))
+            elif i == j or not WORD.fullmatch(a[i]):
+                begin = (here or words or [i])[-1]
         before, after = "".join(a[begin:j]), "".join(a[begin:i] + b[k:m])
-        said.append(f"Replace `{before}{tail}` by `{after}{tail}`.")
-        line = j  # what names the next change stands behind this one
+        said.append(f"Replace `{before}` by `{after}`.")
     return " ".join(said)
+
+
+def changed_lines(a: list[str], b: list[str]) -> list[list[int]]:
+    """[i, j, k, m] for each change: a[i:j] becomes b[k:m], both to the end of the line."""
+    found: list[list[int]] = []
+    opcodes = difflib.SequenceMatcher(None, a, b, autojunk=False).get_opcodes()
+    for i, j, k, m in (where for op, *where in opcodes if op != "equal"):
+        end = next((n for n in range(j, len(a)) if "\n" in a[n]), len(a))
+        if found and i <= found[-1][1]:  # on the line of the last change
+            found[-1][1::2] = end, m + end - j
+        else:
+            found.append([i, end, k, m + end - j])
+    return found
 
 
 def rarest(names: list[str], words: list[str]) -> str:
@@ -823,16 +897,16 @@ def stream(
     seed: int,
     real: float = 0.4,
     size: int = 450,
-    cut: Callable = PART.findall,
 ) -> Iterator[Sample]:
     """Samples without end. `real` is the share with the pair's own update and note.
 
-    Programs have at most about `size` characters. `cut` is that of `thought`.
+    Programs have at most about `size` characters.
     """
     rng = random.Random(seed)
     words = vocabulary(examples)
     codes = [spans(c) for e in examples for c in (e.old_code, e.new_code)]
     short = [e for e in examples if len(e.old_code) <= size]
+    borrowed = renames(examples)
     while True:
         renamer = Renamer(rng, words)
         drawn = (random_word(rng, words) for _ in range(40))
@@ -852,13 +926,13 @@ def stream(
             old = program(rng, codes, g, rng.choice([size // 4, size // 2, size * 3 // 4, size]))
             if not parses(old):
                 continue
-            result = Update(rng, g).any(old)
+            result = Update(rng, g, borrowed).any(old)
             if result is None:
                 continue
             new, note = result[0], dress(rng, result[1], g)
         old, new = renamer.code(old), renamer.code(new)
         note = renamer.note(note)
-        said = thought(old, new, note, cut)
+        said = thought(old, new, note)
         fits = len(old) <= 1.3 * size and len(said) <= LONGEST_THOUGHT
         if old != new and fits and parses(old) and parses(new):
             version = ".".join(str(rng.randint(0, 30)) for _ in range(rng.choice([2, 3])))

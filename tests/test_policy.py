@@ -10,8 +10,8 @@ import torch
 
 import data
 import recode
-from data.make_policy import LAZY, batches, drills, encode, lazy
-from data.synthetic import Renamer, Sample, stream, thought
+from data.make_policy import LAZY, batches, drills, encode, lazy, make_model
+from data.synthetic import Code, Grammar, Renamer, Sample, Update, renames, stream, thought
 
 
 @pytest.fixture(scope="module")
@@ -52,39 +52,38 @@ def test_renaming_is_consistent_and_keeps_the_language():
 @pytest.mark.parametrize(
     ("old", "new", "note", "words"),
     [
-        # the name from the note, then the change and two pieces of the code behind it
+        # from the name in the note to the end of the line
         (
-            "x = np.product(a)",
-            "x = np.prod(a)",
+            "x = np.product(a) / n\ny = 1",
+            "x = np.prod(a) / n\ny = 1",
             "`np.product` is gone.",
-            "Find `product`. Replace `product(a` by `prod(a`.",
+            "Replace `product(a) / n` by `prod(a) / n`.",
         ),
-        (
-            "f(a, axis=0)",
-            "f(a, dim=0)",
-            "`axis` is now `dim`.",
-            "Find `axis`. Replace `axis=0` by `dim=0`.",
-        ),
-        # nothing goes, so the place is told by the name that stands before it
-        ("f(a)", "f(a, k=1)", "`f` needs `k=1`.", "Find `f`. Replace `f(a)` by `f(a, k=1)`."),
-        ("f(a)", "f(a, k=1)", "Calls need k.", "Replace `)` by `, k=1)`."),
-        ("f(a, k=1)", "f(a)", "Drop `k`.", "Find `k`. Replace `, k=1)` by `)`."),
-        # one change, though the two sides share "d", "." and "r"; of three rare names the longest
+        ("f(a, axis=0)", "f(a, dim=0)", "`axis` is now `dim`.", "Replace `axis=0)` by `dim=0)`."),
+        # no name of the note goes: the place is told by the one that stands before it ...
+        ("f(a)", "f(a, k=1)", "`f` needs `k=1`.", "Replace `f(a)` by `f(a, k=1)`."),
+        ("f(a, k=1)", "f(a)", "Drop `k` of `f`.", "Replace `f(a, k=1)` by `f(a)`."),
+        # ... or else by the word that the change begins with, or the last one before it
+        ("f(a) + b", "f(c) + b", "Calls change.", "Replace `a) + b` by `c) + b`."),
+        ("f(a)", "f(a, k=1)", "Calls need k.", "Replace `a)` by `a, k=1)`."),
+        # changes of one line are one patch, though the two sides share "d", "." and "r"
         (
             "y = d.add(r)",
             "y = p.cat([d, r])",
             "`d.add(r)` becomes `p.cat([d, r])`.",
-            "Find `add`. Replace `d.add(r)` by `p.cat([d, r])`.",
+            "Replace `d.add(r)` by `p.cat([d, r])`.",
         ),
+        # every changed line has its patch; a new line comes with its neighbour
         (
             "a.f()\nb.f()",
             "a.g()\nb.g()",
             "`f` is `g`.",
-            "Find `f`. Replace `f()\n` by `g()\n`. Replace `f()` by `g()`.",
+            "Replace `f()` by `g()`. Replace `f()` by `g()`.",
         ),
+        ("import a\na.f", "import a\nimport b\na.f", "Add b.", "Replace `a.f` by `import b\na.f`."),
     ],
 )
-def test_thoughts_are_patches(old, new, note, words):
+def test_thoughts_rewrite_lines(old, new, note, words):
     """Prevents: a thought that does not tell where the change is, or what it is."""
     assert thought(old, new, note) == words
 
@@ -96,12 +95,43 @@ def test_thoughts_fit_both_programs(samples):
         assert sides or "`" in s.old + s.new
         for old, new in sides:
             assert old in s.old and new in s.new, s
-        assert all(name in s.note for name in re.findall(r"Find `([^`]*)`", s.thought))
+
+
+def test_borrowed_notes_speak_of_their_new_program(train_rows):
+    """Prevents: the note of a real rename that names what the made-up pair does not change."""
+    rng, borrowed = random.Random(0), renames(train_rows)
+    assert {one.role for one in borrowed} == {"keyword", "attribute", "name"}
+    update = Update(rng, Grammar(rng, ["alpha", "beta", "gamma", "delta"]), borrowed)
+    code, told = Code("out = lib.run(total, depth=3)\nshow(out.shape)\n"), 0
+    for _ in range(300):
+        found = update.borrow(code)
+        if not found or found[0] == code.source:
+            continue
+        new, note = found
+        words = [re.findall(r"\w+", text) for text in (code.source, new)]
+        ((old, fresh),) = {pair for pair in zip(*words, strict=True) if pair[0] != pair[1]}
+        quoted = re.findall(r"\w+", " ".join(re.findall(r"`([^`]*)`", note)))
+        assert old in quoted and fresh in quoted, (note, old, fresh)
+        told += 1
+    assert told > 200
+
+
+def test_primed_heads_look_back():
+    """Prevents: a start in which the first layer's head h does not see the token h + 1 back."""
+    torch.manual_seed(0)
+    model = make_model(recode.load_policy("", "cpu").tokenizer)
+    model.set_attn_implementation("eager")
+    ids = torch.randint(0, 1000, (1, 60))
+    with torch.no_grad():
+        seen = model(input_ids=ids, output_attentions=True).attentions[0][0]  # [H, L, L]
+    for h, rows in enumerate(seen):
+        back = torch.arange(60) - rows.argmax(-1)  # [L]
+        assert (back[10:] == h + 1).float().mean() > 0.95
 
 
 def test_lazy_answers_copy():
     """Prevents: a lazy phase that teaches some other failure. The prompt must not change."""
-    sample = Sample("lib", "1.0", "note", "old()", "new()", "Replace `old` by `new`.")
+    sample = Sample("lib", "1.0", "note", "old()", "new()", "Replace `old()` by `new()`.")
     rng = random.Random(0)
     found = [lazy(sample, rng, 0.75) for _ in range(400)]
     copies = [s for s in found if s.new == "old()"]
@@ -139,13 +169,15 @@ def test_drills_obey_their_note():
         note, _, rest = prompt.partition(joint("`\n</doc>\n```python\n"))
         old, _, new = note.removeprefix(joint("<doc>\n`")).partition(joint("` by `"))
         program = rest.partition(joint("\n```\n"))[0]
-        patches, _, code = answer.partition(joint("`.\n</think>\n<answer>\n```python\n"))
+        patches, _, code = answer.partition(joint("\n</think>\n<answer>\n```python\n"))
         assert code.partition(joint("\n```\n</answer>"))[0] == program.replace(old, new)
-        found, *patches = patches.split(joint("`. Replace `"))
-        assert found == old and len(patches) == program.count(old)
-        for patch in patches:
-            before, _, after = patch.partition(joint("` by `"))
-            assert before in program and before.replace(old, new) == after
+        _, *patches = patches.split(joint("Replace `"))
+        assert len(patches) == program.count(old)
+        lines = program.split(joint("\n"))
+        for patch, line in zip(patches, (x for x in lines if old in x), strict=True):
+            before = line[line.index(old) :]
+            after = before.replace(old, new)
+            assert patch == before + joint("` by `") + after + joint("`.")
 
 
 def test_bundled_policy_is_small_and_lazy():
