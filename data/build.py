@@ -48,7 +48,8 @@ def rows(path: Path) -> Iterator[dict[str, str]]:
     library = source["library"]
     for update in source["updates"]:
         split = "test" if library in TEST else update.get("split", "train")
-        for number, old, new in usages(update, ROWS if split == "train" else None):
+        chosen = usages(update, ROWS if split == "train" else None)
+        for place, (number, old, new) in enumerate(chosen):
             yield {
                 "id": f"{update['id']}-{number}",
                 "dependency": library,
@@ -57,7 +58,7 @@ def rows(path: Path) -> Iterator[dict[str, str]]:
                 "kind": update["kind"],
                 "split": split,
                 "description": update["description"].strip(),
-                "update_info": update["notes"][number % len(update["notes"])].strip(),
+                "update_info": update["notes"][place % len(update["notes"])].strip(),
                 "old_code": old.strip("\n"),
                 "new_code": new.strip("\n"),
             }
