@@ -60,7 +60,7 @@ class Config:
     algo: str = flag("grpo", "algorithm", ("grpo", "dapo", "sft"))
     model: str = flag("", "folder or hub id of a causal language model (default: bundled)")
     data: str = flag("", "JSON-lines file of API updates (default: bundled)")
-    steps: int = flag(20, "rollouts to train on (sft: batches)")
+    steps: int = flag(12, "rollouts to train on (sft: batches)")
     device: str = flag("auto", "auto takes the GPU where there is one", ("auto", "cpu", "cuda"))
     seed: int = flag(0, "seed of the order of the data and of sampling")
     out: str = flag("", "run folder (default: runs/ALGO-seedN)")
@@ -88,7 +88,7 @@ class Config:
     # step
     updates: int = flag(2, "optimizer steps per rollout")
     micro_groups: int = flag(2, "groups per forward pass: memory against speed")
-    lr: float = flag(2e-3, "peak learning rate (1e-6 is usual for all weights of a real model)")
+    lr: float = flag(4e-4, "peak learning rate (1e-6 is usual for all weights of a real model)")
     warmup: int = flag(2, "steps of linear warm-up, times a cosine down to a tenth")
     weight_decay: float = flag(0.0, "AdamW's, per step and learning rate")
     max_grad_norm: float = flag(1.0, "longer gradients are scaled down to this norm")
