@@ -21,7 +21,7 @@ def read(folder: Path) -> dict:
     name = config["algo"].upper()
     if name == "DAPO":
         name += f", {config['live']} filter"
-    if name != "SFT" and config["correctness"] != "es_star":
+    if name != "SFT" and config["correctness"] != "em_star":
         name += f", {config['correctness']}"
     return {"name": name, "seed": config["seed"], **last}
 
