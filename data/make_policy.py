@@ -106,8 +106,7 @@ def prime(model) -> None:
     biases), which the rotation by position turns against each other so that they agree at that
     distance only. The first head of the second layer looks for the places behind an earlier token
     like this one: its key reads what the first head of the first layer writes there. From this
-    start 0.3 million tokens teach to copy 94 % of random texts; from the usual one 0.6 million
-    teach none.
+    start 150 steps teach to copy 94 % of random texts; from the usual one 240 steps teach none.
     """
     config = model.config
     size, half = config.head_dim, config.head_dim // 2

@@ -262,6 +262,11 @@ class Rename:
     owner: str  # of a keyword: the function that takes it
 
 
+def quoted(note: str) -> set[str]:
+    """The words between the backticks of a note."""
+    return set(WORD.findall(" ".join(re.findall(r"`([^`]*)`", note))))
+
+
 def renames(examples: list[Example]) -> list[Rename]:
     """The pairs of `examples` that only rename, and whose note shows both names."""
     found = []
@@ -271,7 +276,7 @@ def renames(examples: list[Example]) -> list[Rename]:
         if len(a) != len(b) or len(swaps) != 1:
             continue
         old, new = swaps.pop()
-        shown = WORD.findall(" ".join(re.findall(r"`([^`]*)`", e.update_info)))
+        shown = quoted(e.update_info)
         if old not in shown or new not in shown or {old, new} & KEEP:
             continue
         code = Code(e.old_code)
@@ -841,7 +846,7 @@ def thought(old: str, new: str, note: str) -> str:
     shorter patch ends they can only guess.
     """
     a, b = WHOLE.findall(old), WHOLE.findall(new)
-    shown = set(WORD.findall(" ".join(re.findall(r"`([^`]*)`", note)))) - set(keyword.kwlist)
+    shown = quoted(note) - set(keyword.kwlist)
     said = []
     for i, j, k, m in changed_lines(a, b):
         begin = i

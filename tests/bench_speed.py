@@ -171,9 +171,7 @@ def settings(args) -> tuple:
 
 def bench_rollout(args) -> None:
     model, prompts, eos, pad, G, T = settings(args)
-    width = max(map(len, prompts))
-    ids = torch.tensor([[pad] * (width - len(p)) + p for p in prompts], device=args.device)
-    attention = torch.tensor([[0] * (width - len(p)) + [1] * len(p) for p in prompts])
+    ids, attention = left_padded(prompts, pad, args.device)
 
     def ours() -> Rollout:
         return sample(model, prompts, group_size=G, max_new_tokens=T, eos_ids=eos, pad_id=pad)
@@ -182,7 +180,7 @@ def bench_rollout(args) -> None:
     def theirs() -> torch.Tensor:
         return model.generate(
             input_ids=ids,
-            attention_mask=attention.to(args.device),
+            attention_mask=attention,
             do_sample=True,
             temperature=1.0,
             top_k=0,
@@ -192,7 +190,7 @@ def bench_rollout(args) -> None:
             eos_token_id=eos,
             pad_token_id=pad,
             use_cache=True,
-        )[:, width:]
+        )[:, ids.shape[1] :]
 
     def tokens(result) -> int:
         """Tokens chosen, up to and with the end token."""
@@ -215,23 +213,22 @@ def bench_update(args) -> None:
     adv = torch.randn(len(prompts), G, 1, device=args.device)
     weight = grpo.token_weight(rollout.mask.flatten(0, 1)).view_as(rollout.mask)
 
-    def learn(logp: torch.Tensor, groups: list[int]) -> None:
-        loss, _ = grpo.loss(logp, rollout.logp[groups], adv[groups], weight[groups])
-        loss.backward()
+    def gradients(logp_of: Callable) -> list[torch.Tensor]:
+        model.zero_grad()
+        for groups in recode.split(range(len(prompts)), 2):
+            logp = logp_of(groups)
+            loss, _ = grpo.loss(logp, rollout.logp[groups], adv[groups], weight[groups])
+            loss.backward()
+        return [p.grad for p in model.parameters()]
 
     def ours() -> list[torch.Tensor]:
-        model.zero_grad()
-        for groups in recode.split(range(len(prompts)), 2):
-            learn(token_logp(model, rollout, groups), groups)
-        return [p.grad for p in model.parameters()]
+        return gradients(lambda groups: token_logp(model, rollout, groups))
 
     def theirs() -> list[torch.Tensor]:
-        model.zero_grad()
-        for groups in recode.split(range(len(prompts)), 2):
-            learn(padded_logp(model, rollout, groups, pad), groups)
-        return [p.grad for p in model.parameters()]
+        return gradients(lambda groups: padded_logp(model, rollout, groups, pad))
 
-    far = max((a - b).abs().max().item() for a, b in zip(ours_then(ours), theirs(), strict=True))
+    mine = [g.clone() for g in ours()]  # the next run overwrites them
+    far = max((a - b).abs().max().item() for a, b in zip(mine, theirs(), strict=True))
     print(f"largest difference of a gradient: {far:.1e}")
     cost = race("log-probabilities, loss and gradient", ours, theirs, args)
     if args.device == "cuda":
@@ -241,27 +238,27 @@ def bench_update(args) -> None:
         print(f"the update runs at {100 * share:.0f} % of the measured matrix rate")
 
 
-def ours_then(work: Callable) -> list[torch.Tensor]:
-    """Copies of the gradients, which the next run overwrites."""
-    return [g.clone() for g in work()]
+def left_padded(prompts: list[list[int]], pad: int, device) -> tuple[torch.Tensor, torch.Tensor]:
+    """Token ids [B, P] filled up on the left, and 1 where a real token stands [B, P]."""
+    width = max(map(len, prompts))
+    ids = torch.tensor([[pad] * (width - len(p)) + p for p in prompts], device=device)
+    seen = torch.tensor([[0] * (width - len(p)) + [1] * len(p) for p in prompts], device=device)
+    return ids, seen
 
 
 def padded_logp(model, rollout: Rollout, groups: list[int], pad: int) -> torch.Tensor:
     """What other trainers do: every sample a row with its own copy of the prompt. -> [b, G, T]"""
     mask = rollout.mask[groups]
     T = int(mask.sum(-1).max())
-    prompts = [rollout.prompts[b] for b in groups]
-    width, G = max(map(len, prompts)), mask.shape[1]
-    left = torch.tensor([[pad] * (width - len(p)) + p for p in prompts], device=model.device)
-    seen = torch.tensor([[0] * (width - len(p)) + [1] * len(p) for p in prompts])
-    left, seen = (x.to(model.device).repeat_interleave(G, dim=0) for x in (left, seen))  # [N, P]
+    prompts = left_padded([rollout.prompts[b] for b in groups], pad, model.device)
+    left, seen = (x.repeat_interleave(mask.shape[1], dim=0) for x in prompts)  # [N, P]
     tokens = rollout.tokens[groups, :, :T].flatten(0, 1)  # [N, T]
     seen = torch.cat([seen, mask[:, :, :T].flatten(0, 1)], dim=1)
     logits = model(
         input_ids=torch.cat([left, tokens], dim=1), attention_mask=seen, logits_to_keep=T + 1
     ).logits[:, :-1]  # [N, T, V]
     logp = -F.cross_entropy(logits.float().flatten(0, 1), tokens.flatten(), reduction="none")
-    logp = logp.view(len(groups), G, T).where(mask[:, :, :T], 0.0)
+    logp = logp.view(len(groups), -1, T).where(mask[:, :, :T], 0.0)
     return F.pad(logp, (0, mask.shape[2] - T))
 
 
