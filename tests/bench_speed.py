@@ -11,6 +11,7 @@ each pair runs `--repeats` times, alternating; the ratio is that of the medians.
 """
 
 import argparse
+import ctypes
 import gc
 import random
 import statistics
@@ -54,6 +55,7 @@ class Peak:
 
     def __enter__(self):
         gc.collect()
+        ctypes.CDLL(None).malloc_trim(0)  # what was freed before must not count as held
         if self.device == "cuda":
             torch.cuda.reset_peak_memory_stats()
             self.start = torch.cuda.memory_allocated()
