@@ -31,7 +31,8 @@ from transformers import (
 )
 
 import data
-from data.synthetic import SPLIT, Sample, stream, thought
+from data.programs import SPLIT
+from data.synthetic import Sample, stream, thought
 
 LAZY = "The old code still works."
 VOCABULARY = 2048
@@ -85,6 +86,7 @@ def make_model(tokenizer: PreTrainedTokenizerFast) -> Qwen3ForCausalLM:
         num_key_value_heads=4,
         max_position_embeddings=2048,
         head_dim=48,
+        rope_parameters={"rope_type": "default", "rope_theta": 1e6},
         attention_bias=True,
         tie_word_embeddings=True,
         bos_token_id=None,
@@ -102,25 +104,37 @@ def make_model(tokenizer: PreTrainedTokenizerFast) -> Qwen3ForCausalLM:
 def prime(model) -> None:
     """Begin with the two kinds of heads that copying needs, instead of waiting until they form.
 
-    Head h of the first layer looks h + 1 tokens back: its query and key have constant parts (the
-    biases), which the rotation by position turns against each other so that they agree at that
-    distance only. The first head of the second layer looks for the places behind an earlier token
-    like this one: its key reads what the first head of the first layer writes there. From this
-    start 150 steps teach to copy 94 % of random texts; from the usual one 240 steps teach none.
+    Head h of the first layer looks h + 1 tokens back and writes what stands there: its query and
+    key have constant parts (the biases), which the rotation by position turns against each other
+    so that they agree at that distance only. The heads of the second layer look for places whose
+    last tokens were like the newest here, one, two or three of them: there the text went on before.
+    From this start 0.3 million tokens teach to copy 94 % of random texts. With one token compared,
+    by one head, and the usual faster rotation they teach none, from usual weights neither.
     """
     config = model.config
     size, half = config.head_dim, config.head_dim // 2
     first, second = (model.model.layers[i].self_attn for i in (0, 1))
     speed = config.rope_parameters["rope_theta"] ** (-torch.arange(half) / half)  # radians a token
     fast = torch.where(torch.arange(half) < 6, 2.0, 0.0)  # the slow ones cannot tell neighbours
-    for h in range(config.num_attention_heads):
-        rows, turn = slice(h * size, (h + 1) * size), -(h + 1) * speed
+    heads = [slice(h * size, (h + 1) * size) for h in range(config.num_attention_heads)]
+    for h, rows in enumerate(heads):
+        turn = -(h + 1) * speed
         first.q_proj.bias[rows] = torch.cat([fast * turn.cos(), fast * turn.sin()])
         first.k_proj.bias[rows] = torch.cat([fast, torch.zeros(half)])
-    for norm in (first.q_norm, first.k_norm):
+        first.v_proj.weight[rows] = first.v_proj.weight[heads[0]]
+    for norm in (first.q_norm, first.k_norm, second.q_norm):
         norm.weight.fill_(2.0)
-    second.q_proj.weight[:size] = first.v_proj.weight[:size]
-    second.k_proj.weight[:size] = first.o_proj.weight[:, :size].T
+    # what a token is, and what the first layer has written of the tokens 1, 2, 3, 4 back
+    seen = [first.v_proj.weight[heads[0]], *(first.o_proj.weight[:, rows].T for rows in heads)]
+    slow = (speed < 0.008).nonzero()[:, 0]  # those that hardly turn within a program
+    for rows, compared in zip(heads, (1, 2, 3, 2), strict=True):
+        for weight in (second.q_proj.weight[rows], second.k_proj.weight[rows]):
+            weight *= 0.1
+        for back in range(compared):
+            pairs = slow[back::compared]
+            at = torch.cat([pairs, pairs + half])
+            second.q_proj.weight[rows][at] = seen[back][at]
+            second.k_proj.weight[rows][at] = seen[back + 1][at]
     second.o_proj.weight.copy_(second.v_proj.weight.T)
 
 
@@ -342,7 +356,7 @@ def accuracy(model, tokenizer, examples: list[data.Example]) -> float:
 STAGES = [
     (110, 2000, 2.0, 0.016, 1.0, 0.1),
     (300, 3000, 4.0, 0.016, 1.0, 0.0),
-    (450, 4000, 37.0, 0.014, 0.02, 0.0),
+    (450, 4000, 33.0, 0.014, 0.02, 0.0),
 ]
 LAZY_STAGE = (450, 3000, 1.4, 0.006, 0.05, 0.0)
 LAZY_SHARE = 0.7
@@ -358,9 +372,9 @@ def work(rank: int, tokenizer, out: Path) -> None:
     model = make_model(tokenizer)
     say = print if rank == 0 else (lambda *_: None)
     say("copying random tokens")
-    train(model, copying(rank), 0.5, 0.02, 1.0, 0.0)
+    train(model, copying(rank), 0.4, 0.016, 1.0, 0.0)
     say("copying with one span swapped")
-    train(model, drills(tokenizer, rank), 0.8, 0.02, 1.0, 0.0)
+    train(model, drills(tokenizer, rank), 1.2, 0.016, 1.0, 0.0)
     for number, (size, budget, *how) in enumerate([*STAGES, LAZY_STAGE]):
         samples = stream(examples, 100 * number + rank, size=size)
         if number == len(STAGES):

@@ -10,8 +10,10 @@ import torch
 
 import data
 import recode
+from data.edits import Code, Update, renames
 from data.make_policy import LAZY, batches, drills, encode, lazy, make_model
-from data.synthetic import Code, Grammar, Renamer, Sample, Update, renames, stream, thought
+from data.programs import Grammar, Renamer
+from data.synthetic import Sample, stream, thought
 
 
 @pytest.fixture(scope="module")
@@ -114,6 +116,19 @@ def test_borrowed_notes_speak_of_their_new_program(train_rows):
         assert old in quoted and fresh in quoted, (note, old, fresh)
         told += 1
     assert told > 200
+
+
+@pytest.mark.parametrize(("kind", "owner"), [("function", ""), ("", "pkg.load")])
+def test_made_up_notes_tell_both_names(kind, owner):
+    """Prevents: a note from which the answer cannot be known, or so few that they are learnt."""
+    rng = random.Random(0)
+    update = Update(rng, Grammar(rng, ["alpha"]), [])
+    notes = [update.tell("before_it", "after_it", kind, owner) for _ in range(3000)]
+    for note in notes:
+        shown = re.findall(r"\w+", " ".join(re.findall(r"`([^`]*)`", note)))
+        assert {"before_it", "after_it"} <= set(shown), note
+        assert note.endswith((".", "`")) and "{" not in note
+    assert len(set(notes)) > 2000
 
 
 def test_primed_heads_look_back():
