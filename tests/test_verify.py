@@ -278,7 +278,10 @@ def test_an_interrupt_leaves_a_whole_record_and_no_litter(prove, programs, tmp_p
         await asyncio.sleep(9)
 
     monkeypatch.setattr(verify.Environment, "run", interrupted)
+    # a job in the background is started with Ctrl-C ignored
+    before = signal.signal(signal.SIGINT, signal.default_int_handler)
     status, _ = prove(OLD, NEW, "--again", "--envs", str(tmp_path / "envs"))
+    signal.signal(signal.SIGINT, before)
     assert status == 130 and verify.RECORD.read_bytes() == whole
     assert not list((tmp_path / "temporary").iterdir())
     assert not list((tmp_path / "envs").iterdir())
