@@ -171,8 +171,9 @@ class Update:
         `kind` names the thing; where it is empty, both are keyword arguments of `owner`.
         """
         r, end = self.rng, self.rng.choice(ENDS).format(o=self.g.name(), n=self.rng.randint(0, 30))
-        old, new, noun, place = f"`{old}`", f"`{new}`", kind, ""
-        if not kind:
+        if kind:
+            old, new, noun, place = f"`{old}`", f"`{new}`", kind, ""
+        else:
             old, new, noun, place = self.argument_of(owner, old, new)
         if r.random() < 0.08:  # two at once, in order
             other, another = self.g.name(), self.g.name()
@@ -218,13 +219,12 @@ class Update:
         if r.random() < 0.2:
             call = owner + r.choice(["(", "(", "(..., ", "(x, "])
             value = r.choice(["...", "...", self.g.number(), self.g.string(), "True"])
-            return *(f"`{call}{x[1:-1]}={value})`" for x in (old, new)), noun, ""
+            return f"`{call}{old}={value})`", f"`{call}{new}={value})`", noun, ""
         place = " " + r.choice(["of", "of", "in", "for", "when calling"]) + f" `{owner}`"
         if r.random() < 0.15:
             place += r.choice([" and ", ", "]) + f"`{self.g.name()}`"
-        if r.random() < 0.15:
-            old, new = (f"`{x[1:-1]}=`" for x in (old, new))
-        return old, new, noun, place
+        sign = "=" if r.random() < 0.15 else ""
+        return f"`{old}{sign}`", f"`{new}{sign}`", noun, place
 
     def rename(self, code: Code):
         r = self.rng
@@ -234,13 +234,10 @@ class Update:
         node = r.choice(nodes)
         q, old = self.shown(code, node)
         new = self.fresh(old)
-        source = re.sub(rf"(?<![\w\"]){re.escape(old)}\b(?!\s*=[^=])", new, code.source)
-        if r.random() < 0.5:  # leave other uses of the word alone where the edit was an attribute
-            source = (
-                re.sub(rf"\.{re.escape(old)}\b", f".{new}", code.source)
-                if isinstance(node, ast.Attribute)
-                else source
-            )
+        if r.random() < 0.5 and isinstance(node, ast.Attribute):  # leave other uses of it alone
+            source = re.sub(rf"\.{re.escape(old)}\b", f".{new}", code.source)
+        else:
+            source = re.sub(rf"(?<![\w\"]){re.escape(old)}\b(?!\s*=[^=])", new, code.source)
         kind = r.choice(
             ["function", "method", "attribute", "name", "class", "helper", "alias", "API"]
         )
