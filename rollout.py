@@ -401,10 +401,13 @@ def score(
 ) -> Tensor:
     """token_logp without the checks: one packed forward, then the head at sampled tokens only."""
     device, mask = model.device, rollout.mask[groups].to(model.device)  # [b, G, T]
+    length = mask.sum(-1).tolist()  # [b][G]
+    token = rollout.tokens[groups].to(device)[mask]  # [M], one sample behind the other
+    said = token.split([sum(lengths) for lengths in length])  # of each group
     ids, position, before, packed = [], [], [], []  # of the row; `before` for the M sampled tokens
-    for b, lengths in zip(groups, mask.sum(-1).tolist(), strict=True):
+    for b, lengths, tokens in zip(groups, length, said, strict=True):
         P, own = len(rollout.prompts[b]), []
-        ids += [torch.tensor(rollout.prompts[b]), rollout.tokens[b][rollout.mask[b]]]
+        ids += [torch.tensor(rollout.prompts[b], device=device), tokens]
         position += range(P)
         last = len(position) - 1  # the prompt's last token predicts every completion's first
         for T in filter(None, lengths):
@@ -414,10 +417,9 @@ def score(
             own.append(as_bias(later))
         packed.append((P, own))
     layout = Layout(packed=packed)
-    row = torch.cat([x.to(device) for x in ids])[None]  # [1, L]
+    row, position = torch.cat(ids)[None], torch.tensor([position], device=device)  # [1, L]
     with replaying(model, layout):
-        hidden = forward(model, row, torch.tensor([position], device=device), layout)  # [1, L, C]
-    token = rollout.tokens[groups].to(device)[mask]  # [M]
+        hidden = forward(model, row, position, layout)  # [1, L, C]
     logp = head_logp(model, hidden[0, before], token, temperature)  # [M]
     return torch.zeros(mask.shape, device=device).masked_scatter(mask, logp)  # -> [b, G, T]
 
