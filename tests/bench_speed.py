@@ -55,11 +55,11 @@ class Peak:
 
     def __enter__(self):
         gc.collect()
-        ctypes.CDLL(None).malloc_trim(0)  # what was freed before must not count as held
         if self.device == "cuda":
             torch.cuda.reset_peak_memory_stats()
             self.start = torch.cuda.memory_allocated()
             return self
+        ctypes.CDLL(None).malloc_trim(0)  # what was freed before must not count as held
         self.start, self.over = resident(), threading.Event()
         self.watcher = threading.Thread(target=self.watch)
         self.watcher.start()
