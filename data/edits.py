@@ -212,6 +212,26 @@ class Update:
         )
         return front + (text if front or text.startswith("`") else text[0].upper() + text[1:])
 
+    def tell_gone(self, old: str, owner: str) -> str:
+        """One of some thousand ways to say that the keyword argument `old` of `owner` is gone."""
+        r = self.rng
+        old, _, noun, place = self.argument_of(owner, old, old)
+        named = r.choice([f"the {noun} {old}", f"the {old} {noun}", old]) + place
+        without = r.choice(["drop it", "leave it out", "remove it", "omit it", "do not pass it"])
+        why = r.choice(["had no effect", "did nothing", "is always on", "was ignored for long"])
+        text = r.choice(
+            [
+                f"{named} {r.choice(GONE)}{r.choice(STOPS)}{without}.",
+                f"{named} {r.choice(GONE)}.",
+                f"{named} {r.choice(GONE)}, since it {why}.",
+                f"{named} {why} and {r.choice(GONE)}.",
+                f"removed {named}{r.choice(['.', ', which ' + why + '.'])}",
+                f"`{owner}` {r.choice(['no longer takes', 'lost', 'does not know'])} {old}"
+                f"{r.choice(STOPS)}{without}.",
+            ]
+        )
+        return text if text.startswith("`") else text[0].upper() + text[1:]
+
     def argument_of(self, owner: str, old: str, new: str) -> tuple[str, str, str, str]:
         """How a note shows two keywords, what it calls them, and where it says they belong."""
         r = self.rng
@@ -291,25 +311,17 @@ class Update:
         value = code.text(word.value)
         names = dict(q=q, f=func, old=word.arg, value=value)
         how = r.random()
-        if how < 0.55:
+        if how < 0.7:
             new = self.fresh(word.arg)
             note = self.tell(word.arg, new, "", q + func)
             return code.replace((start, start + len(word.arg), new)), note
-        if how < 0.8:
+        if how < 0.9:
             before = code.source[:start].rstrip(" \n")
             if before.endswith(","):
                 start = len(before) - 1
             elif code.source[end : end + 2] == ", ":
                 end += 2
-            note = self.say(
-                "The `{old}` argument of `{q}{f}` has been removed. Drop it.",
-                "`{q}{f}` no longer takes `{old}`; remove the argument.",
-                "The `{old}` parameter was removed from `{q}{f}`, since it had no effect.",
-                "`{q}{f}`: `{old}` is gone. It did nothing; simply leave it out.",
-                "Removed the deprecated `{old}` keyword of `{q}{f}`. Calls should omit it.",
-                "Passing `{old}` to `{q}{f}` raises a TypeError; `{old}={value}` is built in.",
-                **names,
-            )  # fmt: skip
+            note = self.tell_gone(word.arg, q + func)
             return code.replace((start, end, "")), note
         if not isinstance(word.value, ast.Constant):
             return None
@@ -584,7 +596,7 @@ class Update:
         ]
         notes = []
         for _ in range(self.rng.choices([1, 2], [12, 1])[0]):
-            method = self.rng.choices(kinds, [8, 7, 8, 3, 1.5, 2.5, 2, 5])[0]
+            method = self.rng.choices(kinds, [6, 3, 14, 2.5, 1, 3, 1.5, 8])[0]
             result = method(Code(source))
             if result is None or result[0] == source or not parses(result[0]):
                 return None

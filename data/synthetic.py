@@ -52,22 +52,23 @@ class Sample:
 def thought(old: str, new: str, note: str) -> str:
     """What changes, line by line: "Replace `product(a) / n` by `prod(a) / n`."
 
-    A patch begins at the name by which the note tells the place and goes to the end of the line. So
-    thought and answer are written by copying forwards, from the note, from the old code or from
-    the thought itself: small models do not learn to step back to where a line began, and where a
-    shorter patch ends they can only guess.
+    A patch begins at the word that another replaces, if the note shows it, else at the nearest name
+    before the change that the note shows, and goes to the end of the line. So thought and answer
+    are written by copying forwards, from the note, from the old code or from the thought itself:
+    small models do not learn to step back to where a line began, and where a shorter patch ends
+    they can only guess.
     """
     a, b = WHOLE.findall(old), WHOLE.findall(new)
     shown = quoted(note) - set(keyword.kwlist)
     said = []
-    for i, j, k, m in changed_lines(a, b):
+    for i, j, k, m, swap in changed_lines(a, b):
         begin = i
-        if i == j or a[i] not in shown:
+        if not (swap and a[i] in shown):
             words = [n for n in range(i) if WORD.fullmatch(a[n])]
             here = [n for n in words if not any("\n" in word for word in a[n:i])]
-            names = [a[n] for n in here if a[n] in shown]
+            names = [n for n in here if a[n] in shown]
             if names:
-                begin = max(n for n in here if a[n] == rarest(names, a))
+                begin = names[-1]
             elif i == j or not WORD.fullmatch(a[i]):
                 begin = (here or words or [i])[-1]
         before, after = "".join(a[begin:j]), "".join(a[begin:i] + b[k:m])
@@ -76,21 +77,19 @@ def thought(old: str, new: str, note: str) -> str:
 
 
 def changed_lines(a: list[str], b: list[str]) -> list[list[int]]:
-    """[i, j, k, m] for each change: a[i:j] becomes b[k:m], both to the end of the line."""
+    """[i, j, k, m, swap] for each change: a[i:j] becomes b[k:m], both to the end of the line.
+
+    `swap` is true where it begins with words that others replace, not with words added or dropped.
+    """
     found: list[list[int]] = []
     opcodes = difflib.SequenceMatcher(None, a, b, autojunk=False).get_opcodes()
-    for i, j, k, m in (where for op, *where in opcodes if op != "equal"):
+    for op, i, j, k, m in (opcode for opcode in opcodes if opcode[0] != "equal"):
         end = next((n for n in range(j, len(a)) if "\n" in a[n]), len(a))
         if found and i <= found[-1][1]:  # on the line of the last change
-            found[-1][1::2] = end, m + end - j
+            found[-1][1:4:2] = end, m + end - j
         else:
-            found.append([i, end, k, m + end - j])
+            found.append([i, end, k, m + end - j, op == "replace"])
     return found
-
-
-def rarest(names: list[str], words: list[str]) -> str:
-    """Of `names` the one that stands least often among `words`, the longest of several."""
-    return min(names, key=lambda name: (words.count(name), -len(name), name))
 
 
 # ---------------------------------------------------------------- the stream

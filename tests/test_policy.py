@@ -65,6 +65,9 @@ def test_renaming_is_consistent_and_keeps_the_language():
         # no name of the note goes: the place is told by the one that stands before it ...
         ("f(a)", "f(a, k=1)", "`f` needs `k=1`.", "Replace `f(a)` by `f(a, k=1)`."),
         ("f(a, k=1)", "f(a)", "Drop `k` of `f`.", "Replace `f(a, k=1)` by `f(a)`."),
+        # ... in whatever place the dropped argument stood, and the nearest one of several
+        ("f(k=1, b=2)", "f(b=2)", "Drop `k` of `f`.", "Replace `f(k=1, b=2)` by `f(b=2)`."),
+        ("g(a).f(b)", "g(a).f(b, k=1)", "`g().f` needs `k`.", "Replace `f(b)` by `f(b, k=1)`."),
         # ... or else by the word that the change begins with, or the last one before it
         ("f(a) + b", "f(c) + b", "Calls change.", "Replace `a) + b` by `c) + b`."),
         ("f(a)", "f(a, k=1)", "Calls need k.", "Replace `a)` by `a, k=1)`."),
@@ -129,6 +132,18 @@ def test_made_up_notes_tell_both_names(kind, owner):
         assert {"before_it", "after_it"} <= set(shown), note
         assert note.endswith((".", "`")) and "{" not in note
     assert len(set(notes)) > 2000
+
+
+def test_notes_of_dropped_arguments_tell_where_and_what():
+    """Prevents: notes that do not name the argument or its function, or a handful of them."""
+    rng = random.Random(0)
+    update = Update(rng, Grammar(rng, ["alpha"]), [])
+    notes = [update.tell_gone("old_option", "pkg.load") for _ in range(3000)]
+    for note in notes:
+        shown = re.findall(r"\w+", " ".join(re.findall(r"`([^`]*)`", note)))
+        assert {"old_option", "load"} <= set(shown), note
+        assert note.endswith((".", "`")) and "{" not in note
+    assert len(set(notes)) > 1000
 
 
 def test_primed_heads_look_back():
