@@ -308,8 +308,6 @@ class Update:
             return None
         call, word = r.choice(found)
         (start, end), (q, func) = code.span(word), self.shown(code, call.func)
-        value = code.text(word.value)
-        names = dict(q=q, f=func, old=word.arg, value=value)
         how = r.random()
         if how < 0.7:
             new = self.fresh(word.arg)
@@ -330,7 +328,7 @@ class Update:
             "`{q}{f}` does not accept `{old}={value}` any more. Use `{old}={new}`.",
             "The value `{value}` of `{old}` in `{q}{f}` is deprecated, write `{new}`.",
             "For `{q}{f}`, `{old}={value}` was replaced by `{old}={new}`.",
-            new=new, **names,
+            q=q, f=func, old=word.arg, value=code.text(word.value), new=new,
         )  # fmt: skip
         return code.replace((*code.span(word.value), new)), note
 

@@ -121,27 +121,22 @@ def test_borrowed_notes_speak_of_their_new_program(train_rows):
     assert told > 200
 
 
-@pytest.mark.parametrize(("kind", "owner"), [("function", ""), ("", "pkg.load")])
-def test_made_up_notes_tell_both_names(kind, owner):
+@pytest.mark.parametrize(
+    ("how", "told"),
+    [
+        ("tell", ["before_it", "after_it", "function"]),
+        ("tell", ["before_it", "after_it", "", "load"]),
+        ("tell_gone", ["before_it", "load"]),
+    ],
+)
+def test_made_up_notes_tell_the_names(how, told):
     """Prevents: a note from which the answer cannot be known, or so few that they are learnt."""
     rng = random.Random(0)
     update = Update(rng, Grammar(rng, ["alpha"]), [])
-    notes = [update.tell("before_it", "after_it", kind, owner) for _ in range(3000)]
+    notes = [getattr(update, how)(*told) for _ in range(3000)]
     for note in notes:
         shown = re.findall(r"\w+", " ".join(re.findall(r"`([^`]*)`", note)))
-        assert {"before_it", "after_it"} <= set(shown), note
-        assert note.endswith((".", "`")) and "{" not in note
-    assert len(set(notes)) > 2000
-
-
-def test_notes_of_dropped_arguments_tell_where_and_what():
-    """Prevents: notes that do not name the argument or its function, or a handful of them."""
-    rng = random.Random(0)
-    update = Update(rng, Grammar(rng, ["alpha"]), [])
-    notes = [update.tell_gone("old_option", "pkg.load") for _ in range(3000)]
-    for note in notes:
-        shown = re.findall(r"\w+", " ".join(re.findall(r"`([^`]*)`", note)))
-        assert {"old_option", "load"} <= set(shown), note
+        assert set(told[:2]) <= set(shown), note
         assert note.endswith((".", "`")) and "{" not in note
     assert len(set(notes)) > 1000
 
