@@ -72,6 +72,11 @@ def quoted(note: str) -> set[str]:
     return set(WORD.findall(" ".join(re.findall(r"`([^`]*)`", note))))
 
 
+def sentence(text: str) -> str:
+    """`text` with a capital at its beginning, unless it begins with a name in backticks."""
+    return text[0].upper() + text[1:]
+
+
 def renames(examples: list[Example]) -> list[Rename]:
     """The pairs of `examples` that only rename, and whose note shows both names."""
     found = []
@@ -210,7 +215,7 @@ class Update:
                 f"{old} {r.choice(['->', '=>', 'becomes', 'is now'])} {new}{back}{end}.",
             ]
         )
-        return front + (text if front or text.startswith("`") else text[0].upper() + text[1:])
+        return sentence(front + text)
 
     def tell_gone(self, old: str, owner: str) -> str:
         """One of some thousand ways to say that the keyword argument `old` of `owner` is gone."""
@@ -230,7 +235,7 @@ class Update:
                 f"{r.choice(STOPS)}{without}.",
             ]
         )
-        return text if text.startswith("`") else text[0].upper() + text[1:]
+        return sentence(text)
 
     def argument_of(self, owner: str, old: str, new: str) -> tuple[str, str, str, str]:
         """How a note shows two keywords, what it calls them, and where it says they belong."""
