@@ -44,15 +44,17 @@ def format_reward(completion: str) -> float:
 def extract_code(completion: str) -> str | None:
     """The one fenced block of the one answer block after </think>; None if there is no such thing.
 
-    What stands before </think> never counts, and without </think> nothing has been answered.
-    The code comes back with LF line ends and without its last one.
+    What stands before </think> never counts, without </think> nothing has been answered, and with
+    another think block around or before the answer neither. A line ``` closes the fence wherever
+    it stands, in a string of the code too. The code comes back with LF line ends and without its
+    last one.
     """
     rest = completion.partition("</think>")[2]
     before, _, after = rest.partition("<answer>")
     answer, closed, after = after.partition("</answer>")
     if not closed or any(tag in before + after for tag in ("<answer>", "</answer>")):
         return None
-    if "<answer>" in answer:  # nested
+    if "<answer>" in answer or "<think>" in before or "</think>" in after:  # nested
         return None
     blocks = _fenced_blocks(answer)
     if len(blocks) != 1 or blocks[0] is None or blocks[0][0] not in ("", "python", "py"):
@@ -89,7 +91,8 @@ PARSER_ERRORS = (
 )
 # A statement of more than 20,000 tokens (fewer on a line of over 10,000 characters) does not count
 # as Python: 3.10 dies of a C stack overflow in `1+1+1...` with 150,000 terms, f-strings before 3.12
-# take quadratic time to parse, and 3.12.1 takes tokens times characters of the line to tokenize.
+# take quadratic time to parse, and 3.12.1 takes tokens times characters of the line (a comment at
+# its end included) to tokenize.
 MAX_WORK = 20_000 * 10_000
 
 LAYOUT = (tokenize.INDENT, tokenize.DEDENT, tokenize.ENDMARKER)  # tokens without text of their own
@@ -154,7 +157,11 @@ def _tokens(source: str, starts: list[int]) -> Iterator[tuple[int, int, int]]:
         if kind == tokenize.NEWLINE:
             size = 0
         elif kind not in (tokenize.NL, tokenize.COMMENT):
-            size += 1 + text.count("{")  # before 3.12 a whole f-string is one token
+            size += 1
+        if kind == tokenize.STRING and "f" in text.split(text[-1], 1)[0].lower():
+            size += text.count("{")  # before 3.12 a whole f-string is one token
+        if kind == tokenize.ERRORTOKEN and text[0] in "'\"":  # each costs the rest of the line
+            raise SyntaxError("a string never ends")
         if size * max(len(line), 10_000) > MAX_WORK:
             raise SyntaxError("a statement has too many tokens")
         if kind in LAYOUT:

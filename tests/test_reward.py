@@ -61,6 +61,14 @@ FAULTS = {
         *(f"{FENCE}python\nx = 1\n{FENCE}\n</think>\n<answer>as above</answer>", "x = 1"),
         *(-2.0, -2.0),
     ),
+    "code in a second think": (
+        f"a</think>\n<think>\n<answer>\n{FENCE}python\nx = 1\n{FENCE}\n</answer>\n</think>",
+        *("x = 1", -2.0, -2.0),
+    ),
+    "code in an outer think": (
+        f"a <think> b </think>\n<answer>\n{FENCE}\nx = 1\n{FENCE}\n</answer>\n</think>",
+        *("x = 1", -2.0, -2.0),
+    ),
     "two fences": (fenced(f"x = 1\n{FENCE}\n{FENCE}python\nx = 1"), "x = 1", -2.0, -2.0),
     "py": (fenced("x = 1", "```py"), "x = 1", 2.0, 2.0),
     "Python": (fenced("x = 1", "```Python"), "x = 1", 2.0, 2.0),
@@ -463,6 +471,7 @@ HOSTILE = {
     "indent": "".join(" " * i + "if x:\n" for i in range(200)),
     "quotes": "'" * MEGABYTE,
     "open string": '"""' + "a\n" * 300_000,
+    "escaped quotes": "\n".join(['"' + '\\"' * 7_000] * 71),  # minutes without a guard, before 3.12
     "cut": "def f(x):\n    return (x,",
 }
 
