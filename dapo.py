@@ -79,9 +79,9 @@ def keep(score: Tensor) -> Tensor:  # [B, G] -> bool [B]
 
     `score` is the exact-match indicator (the paper's 0 < #correct < G) or the reward; on a shaped
     reward, groups that are all wrong in different ways survive. verl tests np.std > 0, and keeps
-    three rewards of 0.7 (np.std 1e-16).
+    three rewards of 0.7 (np.std 1e-16). A group with NaN stays: its loss is NaN, for all to see.
     """
-    return spread(score).squeeze(1) > DEAD  # [B, 1] -> [B]
+    return ~(spread(score).squeeze(1) <= DEAD)  # [B, 1] -> [B]
 
 
 def overlong_penalty(length: Tensor | int, max_length: int, buffer: int) -> Tensor:  # [N] -> [N]

@@ -276,6 +276,11 @@ def test_keep_on_the_shaped_reward():
     assert dapo.keep(torch.full((2, 8), 1.7)).tolist() == [False, False]
 
 
+def test_keep_shows_a_broken_reward():
+    """A NaN that is sampled away as a dead group, and never seen."""
+    assert dapo.keep(torch.tensor([[math.nan, 1.0], [1.0, 1.0]])).tolist() == [True, False]
+
+
 def test_keep_is_where_the_advantage_lives():
     """Two thresholds that disagree: groups kept for nothing, or taught and thrown away."""
     g = torch.Generator().manual_seed(0)
