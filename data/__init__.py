@@ -14,6 +14,8 @@ import re
 from dataclasses import dataclass, fields
 from pathlib import Path
 
+from jinja2 import TemplateError
+
 HERE = Path(__file__).parent
 DEFAULT = HERE / "updates.jsonl"
 POLICY = HERE / "policy"
@@ -87,14 +89,22 @@ def _read(path: str | Path | None) -> tuple[Example, ...]:
 def _rows(path: Path, _changed: int) -> tuple[Example, ...]:
     # Split on "\n" alone: str.splitlines would also cut at form feeds and U+2028 inside a string.
     lines = enumerate(path.read_bytes().split(b"\n"), start=1)
-    return tuple(_example(line, f"{path}, line {n}") for n, line in lines if line.strip())
+    rows = {n: _example(line, f"{path}, line {n}") for n, line in lines if line.strip()}
+    marked = any(row.split for row in rows.values())
+    for n, row in rows.items():
+        if marked and row.split not in SPLITS:
+            raise ValueError(
+                f"{path}, line {n}: field 'split' is '{row.split}': "
+                f"give one of {', '.join(SPLITS)} in every row, or leave it out in all"
+            )
+    return tuple(rows.values())
 
 
 def _example(line: bytes, where: str) -> Example:
     """Parse and check one line; every complaint starts with `where`."""
     try:
         row = json.loads(line.decode("utf-8-sig"))
-    except ValueError as error:  # bad JSON and bad UTF-8 alike
+    except (ValueError, RecursionError) as error:  # bad JSON and bad UTF-8 alike
         raise ValueError(f"{where}: not a JSON object ({error})") from None
     if not isinstance(row, dict):
         raise ValueError(f"{where}: not a JSON object but a {type(row).__name__}")
@@ -104,6 +114,8 @@ def _example(line: bytes, where: str) -> Example:
             raise ValueError(f"{where}: field '{name}' is missing")
         if not isinstance(row[name], str):
             raise ValueError(f"{where}: field '{name}' must be a string")
+        if not row[name].isascii() and re.search("[\ud800-\udfff]", row[name]):
+            raise ValueError(f"{where}: field '{name}' has half a character (a lone surrogate)")
         if name in PAPER_FIELDS and not row[name].strip():
             raise ValueError(f"{where}: field '{name}' is empty")
     for name in ("old_code", "new_code"):
@@ -132,9 +144,12 @@ def prompt(example: Example, tokenizer) -> list[int]:
     """Token ids of the conversation in the model's own chat template, open after `<think>`."""
     if tokenizer.chat_template is None:
         raise ValueError("the tokenizer has no chat template; take an instruct model")
-    opened = tokenizer.apply_chat_template(
-        messages(example), add_generation_prompt=True, tokenize=False
-    )
+    try:
+        opened = tokenizer.apply_chat_template(
+            messages(example), add_generation_prompt=True, tokenize=False
+        )
+    except TemplateError as error:
+        raise ValueError(f"the tokenizer's chat template refuses the prompt: {error}") from None
     # The template has written its own special tokens: none may be added a second time.
     return tokenizer.encode(opened + OPENING, add_special_tokens=False)
 

@@ -1,6 +1,7 @@
 """The data set, its loader, the prompt and the bundled policy's tokenizer."""
 
 import ast
+import copy
 import difflib
 import json
 
@@ -68,7 +69,7 @@ def test_code_that_does_not_parse_is_named(tmp_path, side):
         data.load(write(tmp_path, ROW | {side: "x = ("}))
 
 
-@pytest.mark.parametrize("line", ["{not json\n", "[1, 2]\n", '"text"\n'])
+@pytest.mark.parametrize("line", ["{not json\n", "[1, 2]\n", '"text"\n', "[" * 100_000 + "\n"])
 def test_lines_that_are_no_object_are_named(tmp_path, line):
     """Prevents: a broken download ends in a traceback from inside json."""
     with pytest.raises(ValueError, match="line 2: not a JSON object"):
@@ -90,6 +91,21 @@ def test_missing_and_empty_files_are_one_sentence(tmp_path):
         data.load(write(tmp_path, ""))
 
 
+def test_splits_of_all_rows_or_of_none(tmp_path):
+    """Prevents: a row without a split is trained on and graded as held out, another is lost."""
+    train = ROW | {"split": "train"}
+    with pytest.raises(ValueError, match="line 2: field 'split' is '': give one of train, "):
+        data.load(write(tmp_path, train, ROW))
+    with pytest.raises(ValueError, match="line 2: field 'split' is 'validation'"):
+        data.load(write(tmp_path, train, ROW | {"split": "validation"}))
+
+
+def test_half_characters_are_named(tmp_path):
+    """Prevents: a lone surrogate, legal in JSON, ends in a traceback of the tokenizer."""
+    with pytest.raises(ValueError, match="line 1: field 'update_info' has half a character"):
+        data.load(write(tmp_path, ROW | {"update_info": "\ud800"}))
+
+
 def test_separators_inside_strings_do_not_split_lines(tmp_path):
     """Prevents: U+2028 or a form feed inside a string is taken for the end of the row."""
     code = 'x = "a\u2028b\u0085c"'
@@ -105,6 +121,14 @@ def test_separators_inside_strings_do_not_split_lines(tmp_path):
 def test_version_loses_its_operator_only(text):
     """Prevents: the release's `[2:]`, which turns "2.2.0" into "2.0"."""
     assert data.version(data.Example(**ROW | {"new_version": text})) == "2.2.0"
+
+
+def test_a_template_that_refuses_is_one_sentence(tokenizer):
+    """Prevents: a chat template without a system turn ends in a traceback of jinja2."""
+    other = copy.deepcopy(tokenizer)
+    other.chat_template = "{{ raise_exception('no system role') }}"
+    with pytest.raises(ValueError, match="chat template refuses the prompt: no system role"):
+        data.prompt(data.Example(**ROW), other)
 
 
 def test_prompt_has_the_paper_s_turns_and_stays_open(tokenizer):
