@@ -29,6 +29,7 @@ import time
 from collections.abc import Iterator
 from dataclasses import asdict, dataclass, field, fields, replace
 from pathlib import Path
+from pickle import UnpicklingError
 
 import torch
 from torch import Tensor
@@ -93,6 +94,7 @@ class Config:
     weight_decay: float = flag(0.0, "AdamW's, per step and learning rate")
     max_grad_norm: float = flag(1.0, "longer gradients are scaled down to this norm")
     # report
+    save_every: int = flag(10, "steps between checkpoints, beside the one at the end")
     eval_rows: int = flag(300, "rows of each split in the final table, at most")
 
     def __post_init__(self):
@@ -100,18 +102,14 @@ class Config:
             value, choices = getattr(self, f.name), f.metadata["choices"]
             if choices and value not in choices:
                 raise ValueError(f"--{f.name} is '{value}': choose from {', '.join(choices)}")
-        for name in "steps prompts max_new_tokens updates micro_groups eval_rows patience".split():
-            if getattr(self, name) < 1:
-                raise ValueError(f"--{name} is {getattr(self, name)}: give 1 or more")
-        for name in "max_refills warmup overlong_buffer lr beta weight_decay".split():
-            if not getattr(self, name) >= 0:
-                raise ValueError(f"--{name} is {getattr(self, name)}: give 0 or more")
-        if self.dual_clip <= 1 + self.clip_high:
+        for names, fits, wish in LIMITS:
+            for name in names.split():
+                if not fits(getattr(self, name)):
+                    raise ValueError(f"--{name} is {getattr(self, name)}: give {wish}")
+        if self.overlong_buffer > self.max_new_tokens:
+            raise ValueError("--overlong_buffer must not exceed --max_new_tokens, its upper end")
+        if not self.dual_clip > 1 + self.clip_high:
             raise ValueError("--dual_clip must exceed 1 + clip_high, else it cuts every bad token")
-        if self.group_size < 2:
-            raise ValueError("--group_size must be 2 or more: an advantage compares samples")
-        if self.temperature <= 0:
-            raise ValueError("--temperature must be above 0: greedy samples are all alike")
         if self.device == "cuda" and not torch.cuda.is_available():
             raise ValueError("--device cuda: torch sees no GPU on this machine; use --device cpu")
         if self.device == "auto":
@@ -119,6 +117,25 @@ class Config:
         self.out = self.out or f"runs/{self.algo}-seed{self.seed}"
 
 
+# What numbers must satisfy (nan satisfies nothing), and the same in words.
+LIMITS = [
+    (
+        "steps prompts max_new_tokens updates micro_groups patience save_every eval_rows",
+        lambda x: x >= 1,
+        "1 or more",
+    ),
+    (
+        "max_refills warmup overlong_buffer lr beta weight_decay",
+        lambda x: 0 <= x < math.inf,
+        "0 or more",
+    ),
+    ("clip_high max_grad_norm", lambda x: 0 < x < math.inf, "more than 0"),
+    ("clip clip_low", lambda x: 0 < x < 1, "more than 0 and less than 1"),
+    ("temperature", lambda x: 0 < x < math.inf, "more than 0: greedy samples are all alike"),
+    ("group_size", lambda x: x >= 2, "2 or more: an advantage compares samples"),
+]
+# What --resume may change. Anything else would make one run of two.
+RESUMABLE = {"resume", "steps", "device", "micro_groups", "patience", "save_every", "eval_rows"}
 # What each loss takes from Config. A reference model is needed where beta is not 0.
 KNOBS = {"grpo": ("clip", "beta"), "dapo": ("clip_low", "clip_high", "dual_clip")}
 
@@ -133,7 +150,7 @@ def train(config: Config, policy: "Policy", state: "State") -> Iterator[dict]:
     algo = {"grpo": grpo, "dapo": dapo}[config.algo]
     knobs = {name: getattr(config, name) for name in KNOBS[config.algo]}
     reference = frozen(config) if knobs.get("beta") else None
-    examples = endless(config, state)
+    examples = endless(config, state.drawn)
     while state.step < config.steps:
         log, batch = Log(), Batch(config, dynamic=hasattr(algo, "keep"))
         while batch.missing:  # once; DAPO: until the batch is full of live groups, or max_refills
@@ -145,7 +162,7 @@ def train(config: Config, policy: "Policy", state: "State") -> Iterator[dict]:
         rollout, reward = batch.close()
         # ---- advantage
         adv = algo.advantage(reward, scale=config.scale)[..., None]  # [B, G, 1]
-        for groups in split(range(len(adv)), math.ceil(len(adv) / config.updates) or 1):
+        for groups in shares(range(len(adv)), config.updates):
             # The weights span the whole optimizer step, so its micro-batches simply add up.
             weight = algo.token_weight(rollout.mask[groups].flatten(0, 1))  # [b * G, T]
             weight = weight.view_as(rollout.mask[groups])  # [b, G, T]
@@ -160,7 +177,7 @@ def train(config: Config, policy: "Policy", state: "State") -> Iterator[dict]:
                 log.add(loss=loss.item(), **info)
             # ---- step
             log.step(grad_norm=step(policy, state, config))
-        state.step += 1
+        state.count(batch.drawn)
         yield log.close(batch)
         if stuck(state, len(adv), config):
             return
@@ -168,7 +185,7 @@ def train(config: Config, policy: "Policy", state: "State") -> Iterator[dict]:
 
 def finetune(config: Config, policy: "Policy", state: "State") -> Iterator[dict]:
     """The paper's baseline: cross-entropy on the true answers, the prompt masked."""
-    examples = endless(config, state)
+    examples = endless(config, state.drawn)
     while state.step < config.steps:
         log, asked = Log(), list(itertools.islice(examples, config.prompts))
         rollout = imitate(policy, asked, config)  # one completion per prompt: the true one
@@ -179,7 +196,7 @@ def finetune(config: Config, policy: "Policy", state: "State") -> Iterator[dict]
             loss.backward()
             log.add(loss=loss.item())
         log.step(grad_norm=step(policy, state, config))
-        state.step += 1
+        state.count(len(asked))
         yield {"length": rollout.length.float().mean().item(), **log.close()}
 
 
@@ -222,6 +239,10 @@ class State:
     drawn: int = 0  # examples taken from the endless, shuffled training data
     idle: int = 0  # steps in a row without a live group
 
+    def count(self, drawn: int) -> None:
+        """A step is done. One that Ctrl-C cuts short is not counted, and its prompts come again."""
+        self.step, self.drawn = self.step + 1, self.drawn + drawn
+
 
 class Batch:
     """The groups of one step. `dynamic` (DAPO): dead ones go and `missing` asks for others."""
@@ -253,6 +274,10 @@ class Batch:
     def close(self) -> tuple[Rollout, Tensor]:
         """All kept groups as one rollout, and their rewards [B, G]."""
         return join(self.parts), torch.cat(self.rewards)
+
+    @property
+    def drawn(self) -> int:
+        return sum(len(s["length"]) for s in self.score)
 
     @property
     def tokens(self) -> int:
@@ -292,13 +317,11 @@ class Log:
         return {**sampled, "seconds": seconds, **means, "loss": means.get("loss", 0.0)}
 
 
-def endless(config: Config, state: State) -> Iterator[data.Example]:
-    """The training split again and again, shuffled anew each time; goes on at `state.drawn`."""
+def endless(config: Config, drawn: int) -> Iterator[data.Example]:
+    """The training split again and again, shuffled anew each time; goes on after `drawn` rows."""
     rows, rng = data.load(config.data, "train"), random.Random(config.seed)
     epochs = (rng.sample(rows, len(rows)) for _ in itertools.count())
-    for row in itertools.islice(itertools.chain.from_iterable(epochs), state.drawn, None):
-        state.drawn += 1
-        yield row
+    return itertools.islice(itertools.chain.from_iterable(epochs), drawn, None)
 
 
 def complete(
@@ -379,6 +402,12 @@ def split(items, size: int) -> list[list]:
     return [list(items[i : i + size]) for i in range(0, len(items), size)]
 
 
+def shares(items, count: int) -> list[list]:
+    """[0, 1, 2, 3, 4] for two -> [[0, 1], [2, 3, 4]]; no list is empty."""
+    n, count = len(items), min(count, len(items))
+    return [list(items[i * n // count : (i + 1) * n // count]) for i in range(count)]
+
+
 # ------------------------------------------------------------------------------------------------
 # Before and after
 # ------------------------------------------------------------------------------------------------
@@ -417,7 +446,8 @@ def report(policy: Policy, config: Config) -> dict:
     found = {}
     for part in data.splits(config.data):
         rows = data.load(config.data, part)
-        rows = random.Random(0).sample(rows, min(config.eval_rows, len(rows)))
+        # No run's seed: with that the rows here would be those that the run trains on first.
+        rows = random.Random("report").sample(rows, min(config.eval_rows, len(rows)))
         said = greedy(policy, rows, config)
         found[part] = {"rows": rows, "said": said, "grade": grade(said, rows, config.device)}
     return found
@@ -425,7 +455,7 @@ def report(policy: Policy, config: Config) -> dict:
 
 def table(before: dict, after: dict) -> str:
     """Markdown: copying, the base and the trained policy, on training and held-out libraries."""
-    names = {"train": "trained on", "test_seen": "new updates", "test": "held-out libraries"}
+    names = {"train": "training split", "test_seen": "new updates", "test": "held-out libraries"}
     lines = [
         "| updates | rows | policy | EM* | ES* | format | exact |",
         "|---|---|---|---|---|---|---|",
@@ -494,7 +524,9 @@ def curves(path: Path, history: list[dict]) -> None:
     from matplotlib import pyplot
 
     names = [n for n in PANELS if any(m.get(n) for m in history)]  # not what was never measured
-    figure, axes = pyplot.subplots(2, math.ceil(len(names) / 2), figsize=(11, 5), squeeze=False)
+    figure, axes = pyplot.subplots(
+        2, math.ceil(len(names) / 2) or 1, figsize=(11, 5), squeeze=False
+    )
     for axis, name in itertools.zip_longest(axes.flat, names):
         if name is None:
             axis.axis("off")
@@ -553,16 +585,19 @@ def frozen(config: Config) -> PreTrainedModel:
 
 
 def save(folder: Path, policy: Policy, state: State) -> None:
-    """Write folder/checkpoint, whole or not at all."""
-    fresh, final = folder / "checkpoint.new", folder / "checkpoint"
-    shutil.rmtree(fresh, ignore_errors=True)
+    """Write folder/checkpoint. The last one stays until the new one is whole."""
+    fresh, final, old = (folder / f"checkpoint{end}" for end in (".new", "", ".old"))
+    for left in (fresh, old):
+        shutil.rmtree(left, ignore_errors=True)
     policy.model.save_pretrained(fresh)
     policy.tokenizer.save_pretrained(fresh)
     counts = {"step": state.step, "drawn": state.drawn}  # a resumed run has its patience anew
     kept = {"optimizer": state.optimizer.state_dict(), "generator": state.generator.get_state()}
     torch.save(counts | kept, fresh / "state.pt")
-    shutil.rmtree(final, ignore_errors=True)
+    if final.exists():
+        final.rename(old)
     fresh.rename(final)
+    shutil.rmtree(old, ignore_errors=True)
 
 
 def start(config: Config) -> tuple[Policy, State]:
@@ -575,7 +610,10 @@ def start(config: Config) -> tuple[Policy, State]:
     # On the CPU, so that a run of one device can go on on another.
     state = State(optimizer, torch.Generator().manual_seed(config.seed))
     if config.resume:
-        saved = torch.load(kept / "state.pt", map_location="cpu", weights_only=True)
+        try:
+            saved = torch.load(kept / "state.pt", map_location="cpu", weights_only=True)
+        except (RuntimeError, EOFError, UnpicklingError):
+            raise ValueError(f"{kept / 'state.pt'} is damaged: start a new run") from None
         state.optimizer.load_state_dict(saved.pop("optimizer"))
         state.generator.set_state(saved.pop("generator"))
         state = replace(state, **saved)
@@ -606,11 +644,18 @@ def parse(arguments: list[str] | None = None) -> Config:
     if "resume" not in given:
         return Config(**given)
     file = Path(given["resume"], "config.json")
-    if "out" in given:
-        raise ValueError("--resume goes on in its own folder: leave --out away")
+    for name in given.keys() - RESUMABLE:
+        raise ValueError(
+            f"--resume goes on in its own folder and configuration: leave --{name} away"
+        )
     if not (file.is_file() and (file.parent / "checkpoint" / "state.pt").is_file()):
         raise ValueError(f"--resume {given['resume']}: no checkpoint to go on from in that folder")
-    return Config(**json.loads(file.read_text()) | given | {"out": given["resume"]})
+    try:
+        return Config(**json.loads(file.read_text()) | given | {"out": given["resume"]})
+    except TypeError:
+        raise ValueError(
+            f"{file} is not a configuration of this version: start a new run"
+        ) from None
 
 
 def line(metrics: dict) -> dict[str, str]:
@@ -623,7 +668,7 @@ def line(metrics: dict) -> dict[str, str]:
 
 
 def loop(config: Config, policy: Policy, state: State, folder: Path) -> None:
-    """Run the steps under a progress bar, a line of metrics.jsonl each; always save."""
+    """Run the steps under a progress bar, a line of metrics.jsonl each, and save."""
     verb = finetune if config.algo == "sft" else train
     bar = tqdm(total=config.steps, initial=state.step, desc=config.algo, dynamic_ncols=True)
     try:
@@ -633,6 +678,8 @@ def loop(config: Config, policy: Policy, state: State, folder: Path) -> None:
                 file.flush()
                 bar.set_postfix(line(metrics), refresh=False)
                 bar.update()
+                if state.step % config.save_every == 0:
+                    save(folder, policy, state)
     finally:
         save(folder, policy, state)
 
@@ -640,6 +687,12 @@ def loop(config: Config, policy: Policy, state: State, folder: Path) -> None:
 def history(folder: Path) -> list[dict]:
     rows = [json.loads(text) for text in (folder / "metrics.jsonl").read_text().splitlines()]
     return [row for row in rows if "grade" not in row]
+
+
+def rewind(file: Path, step: int) -> None:
+    """Drop the metrics of steps after the checkpoint: they are made again."""
+    lines = file.read_text().splitlines(keepends=True) if file.exists() else []
+    file.write_text("".join(text for text in lines if json.loads(text).get("step", 0) <= step))
 
 
 def run(config: Config) -> None:
@@ -652,9 +705,10 @@ def run(config: Config) -> None:
     torch.manual_seed(config.seed)
     policy, state = start(config)
     check_lengths(policy, config)
+    folder.mkdir(parents=True, exist_ok=True)
     print(f"{config.algo} on {config.device}, run folder {folder}; grading the base policy ...")
     before = report(load_policy(config.model, config.device), config)
-    folder.mkdir(parents=True, exist_ok=True)
+    rewind(folder / "metrics.jsonl", state.step)
     kept = asdict(config) | {"resume": ""}
     (folder / "config.json").write_text(json.dumps(kept, indent=1) + "\n")
     loop(config, policy, state, folder)
@@ -678,7 +732,8 @@ def run(config: Config) -> None:
 def check_lengths(policy: Policy, config: Config) -> None:
     """Every prompt must fit the model's context before anything is sampled."""
     room = getattr(policy.model.config, "max_position_embeddings", None) or math.inf
-    for example in (e for part in data.splits(config.data) for e in data.load(config.data, part)):
+    parts = dict.fromkeys(["train", *data.splits(config.data)])  # "train" must be there
+    for example in (e for part in parts for e in data.load(config.data, part)):
         length = len(data.prompt(example, policy.tokenizer))
         if length + config.max_new_tokens > room:
             raise ValueError(
@@ -699,7 +754,8 @@ def peak_memory(config: Config) -> float:
 def main() -> int:
     transformers_logging.set_verbosity_error()
     transformers_logging.disable_progress_bar()
-    signal.signal(signal.SIGTERM, signal.default_int_handler)  # a polite kill saves, like Ctrl-C
+    for polite in (signal.SIGTERM, signal.SIGHUP):  # these save, like Ctrl-C
+        signal.signal(polite, signal.default_int_handler)
     config = None
     try:
         config = parse()

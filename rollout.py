@@ -51,7 +51,7 @@ class Rollout:
     """What was sampled. Only `mask` says which tokens were chosen: the pad id may be an end id."""
 
     prompts: list[list[int]]  # B lists of token ids, not padded
-    tokens: Tensor  # long [B, G, T]; the pad id where the mask is False
+    tokens: Tensor  # long [B, G, T]; any id where the mask is False
     mask: Tensor  # bool [B, G, T]; True up to the end token, the end token included
     logp: Tensor  # float32 [B, G, T]; log-softmax at the sampling temperature, 0 where masked
     length: Tensor  # long [B, G]; tokens chosen

@@ -10,7 +10,7 @@ from transformers import AutoModelForCausalLM, AutoTokenizer, Qwen2Config, Qwen2
 
 import data
 import recode
-from recode import Batch, Config, State
+from recode import Batch, Config
 from rollout import Rollout
 
 
@@ -216,12 +216,76 @@ def test_imitated_answers_are_perfect_and_end(tiny, small):
 def test_every_training_row_comes_once_an_epoch_and_resume_goes_on(small):
     """Prevents: a resumed run sees the first prompts twice."""
     config, rows = Config(**small), data.load(small["data"])
-    state = State(None, None)
-    stream = recode.endless(config, state)
+    stream = recode.endless(config, 0)
     first = [next(stream).id for _ in rows]
     assert sorted(first) == sorted(e.id for e in rows) and first != [e.id for e in rows]
-    again = recode.endless(config, State(None, None, drawn=3))
-    assert [next(again).id for _ in range(5)] == first[3:8] and state.drawn == len(rows)
+    again = recode.endless(config, 3)
+    assert [next(again).id for _ in range(5)] == first[3:8]
+
+
+def test_a_step_that_is_cut_short_is_not_counted(small, monkeypatch):
+    """Prevents: Ctrl-C while a step samples, after which --resume skips that step's prompts."""
+    real, calls = recode.complete, []
+
+    def once(*args, **how):
+        calls.append(1)
+        if len(calls) == 2:
+            raise KeyboardInterrupt
+        return real(*args, **how)
+
+    config = Config(**small)
+    policy, state = recode.start(config)
+    monkeypatch.setattr(recode, "complete", once)
+    with pytest.raises(KeyboardInterrupt):
+        list(recode.train(config, policy, state))
+    assert (state.step, state.drawn) == (1, 2)
+
+
+def test_metrics_after_the_checkpoint_are_made_again(small):
+    """Prevents: a run that died between checkpoints has two lines for each step after --resume."""
+    recode.run(Config(**small))
+    file = recode.Path(small["out"], "metrics.jsonl")
+    one, two, grade = file.read_text().splitlines()
+    file.write_text("\n".join([one, two, one.replace('"step": 1', '"step": 3'), grade, ""]))
+    recode.run(recode.parse(["--resume", small["out"], "--steps", "3"]))
+    steps = [json.loads(text).get("step") for text in file.read_text().splitlines()]
+    assert steps == [1, 2, None, 3, None]
+
+
+def test_a_broken_save_leaves_the_last_checkpoint(small, monkeypatch):
+    """Prevents: a full disk or a second Ctrl-C while saving leaves nothing to go on from."""
+    config = Config(**small)
+    policy, state = recode.start(config)
+    folder = recode.Path(config.out)
+    recode.save(folder, policy, state)
+    recode.save(folder, policy, state)
+    assert [p.name for p in folder.iterdir()] == ["checkpoint"]
+
+    def full(*args):
+        raise OSError("no space left")
+
+    monkeypatch.setattr(torch, "save", full)
+    with pytest.raises(OSError, match="no space"):
+        recode.save(folder, policy, state)
+    assert (folder / "checkpoint" / "state.pt").is_file()
+
+
+def test_graded_rows_are_not_those_of_a_seed(small):
+    """Prevents: one seed trains on most of the graded training rows, another on a few of them."""
+    rows = data.load(split="train")
+    graded = {e.id for e in random.Random("report").sample(rows, 300)}
+    for seed in range(5):
+        first = recode.endless(Config(**small | {"seed": seed, "data": ""}), 0)
+        both = sum(next(first).id in graded for _ in range(192))
+        assert both < 60, (seed, both)  # by chance 192 * 300 / 1731 = 33, standard deviation 5
+
+
+@pytest.mark.parametrize(("items", "count"), [(16, 2), (16, 7), (5, 2), (3, 8), (0, 2)])
+def test_updates_have_nearly_equal_shares(items, count):
+    """Prevents: seven updates asked, six made, the last of them on one group."""
+    found = recode.shares(range(items), count)
+    assert sum(found, []) == list(range(items)) and len(found) == min(count, items)
+    assert not found or max(map(len, found)) - min(map(len, found)) <= 1
 
 
 def test_copying_scores_high_and_matches_nothing():
@@ -249,6 +313,12 @@ def test_split_keeps_order_and_rest():
         ({"warmup": -1}, "--warmup is -1: give 0 or more"),
         ({"dual_clip": 1.2}, "must exceed 1"),
         ({"correctness": "bleu"}, "choose from es_star, em_star"),
+        ({"max_grad_norm": -1.0}, "--max_grad_norm is -1.0: give more than 0"),
+        ({"lr": float("nan")}, "--lr is nan: give 0 or more"),
+        ({"temperature": float("inf")}, "greedy samples are all alike"),
+        ({"clip": 1.0}, "less than 1"),
+        ({"dual_clip": float("nan")}, "must exceed 1"),
+        ({"overlong_buffer": 9999}, "must not exceed"),
     ],
 )
 def test_wrong_values_are_one_sentence(small, wrong, sentence):
@@ -269,6 +339,24 @@ def test_command_line_errors_have_no_traceback(small, capsys, monkeypatch, tmp_p
         assert recode.main() == 2
         error = capsys.readouterr().err
         assert error.startswith("recode.py: ") and error.count("\n") == 1, error
+
+
+def test_resume_refuses_what_it_cannot_go_on_from(small):
+    """Prevents: a traceback, or one run made of two configurations, whose record is then false."""
+    folder = recode.Path(small["out"])
+    recode.run(Config(**small))
+    with pytest.raises(ValueError, match="leave --lr away"):
+        recode.parse(["--resume", str(folder), "--lr", "1"])
+    kept = (folder / "config.json").read_text()
+    for other in ('{"what": 1}', "[]"):
+        (folder / "config.json").write_text(other)
+        with pytest.raises(ValueError, match="not a configuration of this version"):
+            recode.parse(["--resume", str(folder)])
+    (folder / "config.json").write_text(kept)
+    state = folder / "checkpoint" / "state.pt"
+    state.write_bytes(state.read_bytes()[:100])
+    with pytest.raises(ValueError, match="state.pt is damaged"):
+        recode.start(recode.parse(["--resume", str(folder)]))
 
 
 def test_a_used_run_folder_is_not_overwritten(small):

@@ -55,7 +55,7 @@ def main() -> None:
     runs = [run for run in map(read, folders) if "grade" in run]  # not those that were stopped
     print(
         "| algorithm | seed | before: held-out libraries | after: held-out libraries "
-        "| new updates | trained on | EM* | ES* | format | minutes | GB |"
+        "| new updates | training split | EM* | ES* | format | minutes | GB |"
     )
     print("|---" * 11 + "|")
     for name in sorted({run["name"] for run in runs}):
