@@ -1,4 +1,4 @@
-"""Build `updates.jsonl` from the files a person writes, `updates/<library>.yaml`.
+"""Build `updates.jsonl` from the YAML files `updates/<library>.yaml`.
 
     python -m data.build          writes data/updates.jsonl and prints its counts
 
