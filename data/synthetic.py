@@ -17,7 +17,8 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 
 from data import Example
-from data.edits import Update, dress, quoted, renames
+from data.edits import Update, renames
+from data.notes import dress, quoted
 from data.programs import (
     KEEP,
     WHOLE,

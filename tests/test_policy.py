@@ -12,6 +12,7 @@ import data
 import recode
 from data.edits import Code, Update, renames
 from data.make_policy import LAZY, batches, drills, encode, lazy, make_model
+from data.notes import Notes
 from data.programs import Grammar, Renamer
 from data.synthetic import Sample, stream, thought
 
@@ -132,8 +133,8 @@ def test_borrowed_notes_speak_of_their_new_program(train_rows):
 def test_made_up_notes_tell_the_names(how, told, names, wordings):
     """Prevents: a note from which the answer cannot be known, or so few that they are learnt."""
     rng = random.Random(0)
-    update = Update(rng, Grammar(rng, ["alpha"]), [])
-    notes = [getattr(update, how)(*told) for _ in range(3000)]
+    sentences = Notes(rng, Grammar(rng, ["alpha"]))
+    notes = [getattr(sentences, how)(*told) for _ in range(3000)]
     for note in notes:
         shown = re.findall(r"\w+", " ".join(re.findall(r"`([^`]*)`", note)))
         assert names <= set(shown), note
