@@ -644,9 +644,9 @@ def parse(arguments: list[str] | None = None) -> Config:
     if "resume" not in given:
         return Config(**given)
     file = Path(given["resume"], "config.json")
-    for name in given.keys() - RESUMABLE:
+    if foreign := sorted(given.keys() - RESUMABLE):
         raise ValueError(
-            f"--resume goes on in its own folder and configuration: leave --{name} away"
+            f"--resume goes on in its own folder and configuration: leave --{foreign[0]} away"
         )
     if not (file.is_file() and (file.parent / "checkpoint" / "state.pt").is_file()):
         raise ValueError(f"--resume {given['resume']}: no checkpoint to go on from in that folder")
@@ -678,7 +678,7 @@ def loop(config: Config, policy: Policy, state: State, folder: Path) -> None:
                 file.flush()
                 bar.set_postfix(line(metrics), refresh=False)
                 bar.update()
-                if state.step % config.save_every == 0:
+                if state.step % config.save_every == 0 and state.step < config.steps:
                     save(folder, policy, state)
     finally:
         save(folder, policy, state)
@@ -691,7 +691,7 @@ def history(folder: Path) -> list[dict]:
 
 def rewind(file: Path, step: int) -> None:
     """Drop the metrics of steps after the checkpoint: they are made again."""
-    lines = file.read_text().splitlines(keepends=True) if file.exists() else []
+    lines = file.read_text().splitlines(keepends=True)
     file.write_text("".join(text for text in lines if json.loads(text).get("step", 0) <= step))
 
 
@@ -708,7 +708,8 @@ def run(config: Config) -> None:
     folder.mkdir(parents=True, exist_ok=True)
     print(f"{config.algo} on {config.device}, run folder {folder}; grading the base policy ...")
     before = report(load_policy(config.model, config.device), config)
-    rewind(folder / "metrics.jsonl", state.step)
+    if (folder / "metrics.jsonl").exists():  # a resumed run's
+        rewind(folder / "metrics.jsonl", state.step)
     kept = asdict(config) | {"resume": ""}
     (folder / "config.json").write_text(json.dumps(kept, indent=1) + "\n")
     loop(config, policy, state, folder)
