@@ -207,9 +207,8 @@ class Update:
             return None
         new = r.choice([self.g.string(), self.g.string(), self.g.number(), "None", "True", "False"])
         note = self.notes.say(
-            "value",
-            q=q, f=func, old=word.arg, value=code.text(word.value), new=new,
-        )  # fmt: skip
+            "value", q=q, f=func, old=word.arg, value=code.text(word.value), new=new
+        )
         return code.replace((*code.span(word.value), new)), note
 
     def argument(self, code: Code):
@@ -236,10 +235,7 @@ class Update:
             ]
             names["all"] = " and ".join(f"`{w}`" for w in words)
             nth = ["first", "second", "third", "fourth", "fifth"][min(index, 4)]
-            note = self.notes.say(
-                "positional",
-                nth=nth, **names,
-            )  # fmt: skip
+            note = self.notes.say("positional", nth=nth, **names)
             return code.replace(*edits), note
         value = r.choice(
             [self.g.string, self.g.number, lambda: r.choice(["True", "False", "None"])]
@@ -247,10 +243,7 @@ class Update:
         comma = ", " if call.args or call.keywords else ""
         if code.source[: end - 1].rstrip().endswith(","):
             return None
-        note = self.notes.say(
-            "argument",
-            value=value, **names,
-        )  # fmt: skip
+        note = self.notes.say("argument", value=value, **names)
         return code.replace((end - 1, end - 1, f"{comma}{names['k']}={value}")), note
 
     def property(self, code: Code):
@@ -274,19 +267,13 @@ class Update:
         if loads and (not methods or r.random() < 0.5):
             node = r.choice(loads)
             q, name = self.shown(code, node)
-            note = self.notes.say(
-                "method",
-                q=q, n=name,
-            )  # fmt: skip
+            note = self.notes.say("method", q=q, n=name)
             return code.replace((code.span(node)[1],) * 2 + ("()",)), note
         if not methods:
             return None
         call = r.choice(methods)
         q, name = self.shown(code, call.func)
-        note = self.notes.say(
-            "property",
-            q=q, n=name,
-        )  # fmt: skip
+        note = self.notes.say("property", q=q, n=name)
         return code.replace((code.span(call.func)[1], code.span(call)[1], "")), note
 
     def module(self, code: Code):
@@ -329,10 +316,7 @@ class Update:
                     f"{line}\nfrom {old} import {', '.join(rest)}",
                 ]
             )
-        note = self.notes.say(
-            "moved",
-            old=old, new=new, n=name.name,
-        )  # fmt: skip
+        note = self.notes.say("moved", old=old, new=new, n=name.name)
         return code.replace((start, end, line)), note
 
     def nest(self, code: Code):
@@ -402,9 +386,8 @@ class Update:
         if words and r.random() < 0.7:
             shown["W"] = ""
         note = self.notes.say(
-            "form",
-            a="{F}({A}{W})".format(**shown), b=pattern.format(**shown), l=last,
-        )  # fmt: skip
+            "form", a="{F}({A}{W})".format(**shown), b=pattern.format(**shown), l=last
+        )
         return code.replace((*code.span(call), pattern.format(**real))), note
 
     def forms(self, method: bool, count: int) -> list[str]:
