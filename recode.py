@@ -690,8 +690,8 @@ def history(folder: Path) -> list[dict]:
 
 
 def rewind(file: Path, step: int) -> None:
-    """Drop the metrics of steps after the checkpoint: they are made again."""
-    lines = file.read_text().splitlines(keepends=True)
+    """Drop the metrics of steps after the checkpoint, and a line half written: made again."""
+    lines = [text for text in file.read_text().splitlines(keepends=True) if text.endswith("\n")]
     file.write_text("".join(text for text in lines if json.loads(text).get("step", 0) <= step))
 
 

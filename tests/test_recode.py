@@ -242,11 +242,12 @@ def test_a_step_that_is_cut_short_is_not_counted(small, monkeypatch):
 
 
 def test_metrics_after_the_checkpoint_are_made_again(small):
-    """Prevents: a run that died between checkpoints has two lines for each step after --resume."""
+    """Prevents: a run that died between checkpoints has two lines for each step after --resume,
+    and one that died inside a line of its metrics cannot go on at all."""
     recode.run(Config(**small))
     file = recode.Path(small["out"], "metrics.jsonl")
     one, two, grade = file.read_text().splitlines()
-    file.write_text("\n".join([one, two, one.replace('"step": 1', '"step": 3'), grade, ""]))
+    file.write_text("\n".join([one, two, one.replace('"step": 1', '"step": 3'), grade, one[:9]]))
     recode.run(recode.parse(["--resume", small["out"], "--steps", "3"]))
     steps = [json.loads(text).get("step") for text in file.read_text().splitlines()]
     assert steps == [1, 2, None, 3, None]
