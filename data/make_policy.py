@@ -14,6 +14,7 @@ import itertools
 import math
 import os
 import random
+import shutil
 import time
 from collections.abc import Iterator
 from dataclasses import replace
@@ -399,6 +400,8 @@ def main() -> None:
     parser = argparse.ArgumentParser(description="Make the bundled policy from nothing.")
     parser.add_argument("--out", type=Path, default=data.POLICY, help="folder to write")
     out = parser.parse_args().out
+    if not shutil.which(os.environ.get("CXX", "g++")):
+        parser.error("torch.compile needs a C++ compiler: install g++ or name yours in CXX")
     samples = itertools.islice(stream(data.load(split="train"), seed=0), 6000)
     tokenizer = make_tokenizer(text for s in samples for text in (s.note, s.old, s.new, s.thought))
     torch.multiprocessing.spawn(work, (tokenizer, out), nprocs=WORKERS)
