@@ -11,7 +11,7 @@ import torch
 import data
 import recode
 from data.edits import Code, Update, renames
-from data.make_policy import LAZY, batches, drills, encode, lazy, make_model
+from data.make_policy import LAZY, batches, drills, encode, lazy, main, make_model
 from data.notes import Notes
 from data.programs import Grammar, Renamer
 from data.synthetic import Sample, stream, thought
@@ -153,6 +153,16 @@ def test_primed_heads_look_back():
     for h, rows in enumerate(seen):
         back = torch.arange(60) - rows.argmax(-1)  # [L]
         assert (back[10:] == h + 1).float().mean() > 0.95
+
+
+def test_a_missing_compiler_is_one_sentence(monkeypatch, capsys, tmp_path):
+    """Prevents: without a C++ compiler a worker's traceback, after the tokenizer was made."""
+    monkeypatch.setenv("CXX", "no-such-compiler")
+    monkeypatch.setattr("sys.argv", ["make_policy.py", "--out", str(tmp_path / "policy")])
+    with pytest.raises(SystemExit):
+        main()
+    assert "needs a C++ compiler" in capsys.readouterr().err
+    assert not (tmp_path / "policy").exists()
 
 
 def test_lazy_answers_copy():
