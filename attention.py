@@ -1,0 +1,248 @@
+"""Attention of a group over its shared prompt, and how it enters any transformers model.
+
+A group is one prompt and the G completions sampled from it. The usual code copies the prompt G
+times and fills all rows up to the longest. Here a token of a completion attends to the one copy of
+its prompt and to its own past,
+
+    attention(q) = softmax([q K_prompt^T , q K_own^T]) [V_prompt ; V_own]
+
+and no product joins two siblings, so none sees another. Three forwards, one attention function:
+
+    prefill   [prompt]                        the prompt's keys and values go to the cache, once
+    decode    [1 token of each of G samples]  the group's queries meet K_prompt in ONE matrix
+                                              product, [G*rep, D] @ [D, P]: read once, not G times
+    score     [prompt | G completions | next  all groups in one row without padding; a fused kernel
+               prompt | G completions | ...]  for each text, because gradients would else need all
+                                              scores kept. It wants K_prompt copied beside each
+                                              K_own, which is cheap: the model's work is saved
+
+`forward` runs a model so: it enters through transformers' attention interface (`attending`), builds
+no mask and no transformers cache, and puts the model's own attention back afterwards.
+
+Known elsewhere: Hydragen (arXiv 2402.05099) for decoding, nanochat's engine (prefill once, copy),
+verl's PrefixGrouper for training. Left out: paged caches, windows shorter than the text, ALiBi,
+linear and hybrid attention, encoder-decoders, several modalities: `check_architecture` refuses.
+
+Shapes: B prompts (= groups), G samples a prompt, P prompt and T completion length, C hidden width,
+H query heads, K key heads (rep = H / K), D head width, S tokens of each sample in the cache, L
+tokens of a row.
+"""
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+from contextvars import ContextVar
+from dataclasses import dataclass, field
+from functools import partial
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+from transformers import AttentionInterface, PreTrainedModel
+
+
+@dataclass
+class Cache:
+    """Keys and values of every layer: a prompt's once per group, and each sample's own."""
+
+    prompt: list[tuple] = field(default_factory=list)  # (k, v) a layer, each [B, K, P, D]
+    own: list[tuple] = field(default_factory=list)  # (k, v) a layer, each [B, K, G, room, D]
+    length: int = 0  # S: tokens of each sample in `own`
+
+    def write(self, layer: int, new: tuple) -> list[Tensor]:
+        """Put one token's keys and values [B, K, G, D] behind the S old: -> [B, K, G, S + 1, D]."""
+        S = self.length
+        if layer == len(self.own):
+            self.own.append(tuple(x[:, :, :, None, :] for x in new))
+        if S >= self.own[layer][0].shape[3]:  # out of room: double it
+            self.own[layer] = tuple(self._moved(x, max(64, 2 * S)) for x in self.own[layer])
+        for buffer, x in zip(self.own[layer], new, strict=True):
+            buffer[:, :, :, S] = x  # in place: nothing is concatenated
+        return [buffer[:, :, :, : S + 1] for buffer in self.own[layer]]
+
+    def keep(self, groups: Tensor, order: Tensor) -> None:
+        """Keep these groups [B'], and of each the samples in `order` [B', G']; forget the rest."""
+        self.prompt = [(k[groups], v[groups]) for k, v in self.prompt]
+        for layer, pair in enumerate(self.own):
+            # the two index tensors meet as [B', G'], in front: -> [B', G', K, S, D]
+            live = (x[:, :, :, : self.length][groups[:, None], :, order] for x in pair)
+            room = pair[0].shape[3]
+            self.own[layer] = tuple(self._moved(x.transpose(1, 2), room) for x in live)
+
+    def _moved(self, x: Tensor, room: int) -> Tensor:
+        """Copy the S tokens of x into a fresh buffer with room for more."""
+        buffer = x.new_empty(*x.shape[:3], room, x.shape[4])
+        buffer[:, :, :, : self.length] = x[:, :, :, : self.length]
+        return buffer
+
+
+@dataclass
+class Layout:
+    """What the running forward works on, for the attention function to know."""
+
+    # sampling: a cache, and for each prompt its length, which is where its samples begin, [B]
+    cache: Cache | None = None
+    start: Tensor | None = None
+    bias: Tensor | None = None  # -inf on the scores of padding, else 0: [B, 1, 1, P]
+    # scoring: for each group in the row the length P of its prompt, and for each of its completions
+    # what to add to its scores, 0 or -inf on what comes later: [T, P + T] with its own T
+    packed: list[tuple[int, list[Tensor]]] = field(default_factory=list)
+    calls: int = 0  # layers that came by so far: the index of the next one
+
+    def keep(self, groups: Tensor, order: Tensor) -> None:
+        """Sampling goes on with these groups [B'], and of each the samples in `order` [B', G']."""
+        self.cache.keep(groups, order)
+        self.start = self.start[groups]
+        self.bias = None if self.bias is None else self.bias[groups]
+
+
+LAYOUT: ContextVar[Layout] = ContextVar("layout")
+# arguments of the attention interface that change no number here (windows: see check_model)
+HARMLESS = set("dropout is_causal position_ids sliding_window use_cache output_attentions".split())
+
+
+def shared_prefix_attention(module, q, k, v, attention_mask=None, scaling=None, **extra):
+    """transformers' attention interface: q [B, H, L, D], k and v [B, K, L, D] -> [B, L, H, D].
+
+    Raises ValueError if the layer asks for more than causal softmax attention (a mask of its own,
+    soft-capped scores, sinks, ...). Attention dropout is not applied: the old and the new policy
+    must be the same function.
+    """
+    asked = {name for name, value in extra.items() if value is not None} - HARMLESS
+    if attention_mask is not None or extra.get("is_causal") is False or asked:
+        need = ", ".join(sorted(asked)) or "a mask of its own"
+        raise ValueError(f"{type(module).__name__} needs {need}, which rollout.py does not have.")
+    layout, scale = LAYOUT.get(), q.shape[-1] ** -0.5 if scaling is None else scaling
+    layer, layout.calls = layout.calls, layout.calls + 1
+    if layout.cache is None:
+        return score_attention(q, k, v, layout.packed, scale), None
+    if layer < len(layout.cache.prompt):  # the prompts have been here
+        return decode_attention(q * scale, k, v, layout, layer), None
+    layout.cache.prompt.append((k.contiguous(), v.contiguous()))
+    # padding is right of the prompt, so causal attention inside the prompt needs no mask
+    return fused_attention(q, k, v, scale, is_causal=True).transpose(1, 2), None  # [B, P, H, D]
+
+
+def decode_attention(q: Tensor, k: Tensor, v: Tensor, layout: Layout, layer: int) -> Tensor:
+    """Every sample's newest token attends to the cache: q [B, H, G, D] -> [B, G, H, D]."""
+    k_prompt, v_prompt = layout.cache.prompt[layer]  # [B, K, P, D]
+    k_own, v_own = layout.cache.write(layer, (k, v))  # [B, K, G, S, D]
+    (K, G, S), P = k_own.shape[1:4], k_prompt.shape[2]
+    # the rep query heads of one key head become query rows, so no key is ever repeated
+    q = q.unflatten(1, (K, -1)).transpose(2, 3)  # [B, H, G, D] -> [B, K, G, rep, D]
+    to_prompt = q.flatten(2, 3) @ k_prompt.mT  # the group in one product -> [B, K, G*rep, P]
+    if layout.bias is not None:
+        to_prompt += layout.bias
+    to_own = q @ k_own.mT  # [B, K, G, rep, S]
+    logits = torch.cat([to_prompt.unflatten(2, (G, -1)), to_own], dim=-1)  # -> [.., rep, P + S]
+    prob = logits.softmax(-1, dtype=torch.float32).to(v.dtype)
+    to_prompt, to_own = prob.split([P, S], dim=-1)
+    out = (to_prompt.flatten(2, 3) @ v_prompt).unflatten(2, (G, -1)) + to_own @ v_own
+    return out.transpose(1, 2).flatten(2, 3)  # [B, K, G, rep, D] -> [B, G, H, D]
+
+
+def score_attention(q: Tensor, k: Tensor, v: Tensor, packed: list, scale: float) -> Tensor:
+    """Completions attend to their prompt and themselves: q [1, H, L, D] -> [1, L, H, D].
+
+    One kernel a text, each over its real tokens alone: with all completions of a group filled up
+    to the longest and one kernel for them all, the bundled policy's update took 1.6 times as long.
+    """
+    widths = [n for P, own in packed for n in (P, *(len(bias) for bias in own))]
+    texts = zip(*(x.split(widths, dim=2) for x in (q, k, v)), strict=True)  # (q, k, v) of each
+    out = []
+    for _, own in packed:
+        q, *prompt = next(texts)
+        out.append(fused_attention(q, *prompt, scale, is_causal=True))
+        for bias in own:
+            q, *kv = next(texts)
+            kv = (torch.cat(pair, dim=2) for pair in zip(prompt, kv, strict=True))  # [.., P + T, D]
+            out.append(fused_attention(q, *kv, scale, attn_mask=bias.to(q.dtype)))
+    return torch.cat(out, dim=2).transpose(1, 2)
+
+
+def fused_attention(q: Tensor, k: Tensor, v: Tensor, scale: float, **options) -> Tensor:
+    """PyTorch's kernels, which never store the scores: q [B, H, L, D] -> [B, H, L, D]."""
+    rep = q.shape[1] // k.shape[1]
+    if rep > 1 and q.is_cuda:  # some GPU kernels cannot share key heads; without them PyTorch
+        k, v = (x.repeat_interleave(rep, dim=1) for x in (k, v))  # would store the scores
+        rep = 1
+    return F.scaled_dot_product_attention(q, k, v, scale=scale, enable_gqa=rep > 1, **options)
+
+
+NAME = "shared_prefix"  # no mask function goes by this name, so transformers builds no mask
+AttentionInterface.register(NAME, shared_prefix_attention)
+
+
+def forward(model: PreTrainedModel, ids: Tensor, position: Tensor, layout: Layout) -> Tensor:
+    """One pass of the model without its head: ids and position [B, L] -> hidden [B, L, C]."""
+    layout.calls = 0
+    with attending(model, layout):
+        out = model.get_decoder()(input_ids=ids, position_ids=position, use_cache=False)
+    if layout.calls != model.config.num_hidden_layers:
+        raise ValueError(
+            f"{type(model).__name__} ran this attention in {layout.calls} of its "
+            f"{model.config.num_hidden_layers} layers: all must be softmax attention."
+        )
+    return out.last_hidden_state
+
+
+@contextmanager
+def attending(model: PreTrainedModel, layout: Layout) -> Iterator[None]:
+    """Inside, the model's attention is `shared_prefix_attention`; afterwards its own is back."""
+    own, token = model.config._attn_implementation, LAYOUT.set(layout)
+    model.config._attn_implementation = NAME
+    try:
+        yield
+    finally:
+        model.config._attn_implementation = own
+        LAYOUT.reset(token)
+
+
+@contextmanager
+def replaying(model: PreTrainedModel, layout: Layout) -> Iterator[None]:
+    """Make gradient checkpointing replay each layer under `attending`.
+
+    The replay runs in backward, when this forward is long over: left alone it would take the
+    model's own attention, and the gradient would silently be another one.
+    """
+
+    def replay(checkpointing, layer, *args):
+        return checkpointing(attending(model, layout)(layer), *args)
+
+    modules = [m for m in model.modules() if getattr(m, "gradient_checkpointing", False)]
+    kept = [m._gradient_checkpointing_func for m in modules]
+    try:
+        for m, own in zip(modules, kept, strict=True):
+            m._gradient_checkpointing_func = partial(replay, own)
+        yield
+    finally:
+        for m, own in zip(modules, kept, strict=True):
+            m._gradient_checkpointing_func = own
+
+
+def as_bias(unseen: Tensor) -> Tensor:
+    """What to add to scores: -inf where a key must not be seen, else 0."""
+    return torch.zeros(unseen.shape, device=unseen.device).masked_fill(unseen, -torch.inf)
+
+
+def check_architecture(model: PreTrainedModel, length: int) -> None:
+    """Raise ValueError naming what is not supported, for texts of up to `length` tokens."""
+    config = model.config
+    window = getattr(config, "sliding_window", None) or length
+    kinds = set(getattr(config, "layer_types", None) or ["sliding_attention"])
+    rope = (getattr(config, "rope_parameters", None) or {}).get("rope_type")
+    backend = getattr(model, "_supports_attention_backend", False)
+    lacking = {
+        "an encoder-decoder": config.is_encoder_decoder,
+        "several modalities": config.get_text_config() is not config,
+        "attention outside transformers' attention interface (ALiBi?)": not backend,
+        f"a window of {window} for a text of {length}": window < length
+        and "sliding_attention" in kinds,
+        f"layers of kinds {sorted(kinds)}": kinds - {"full_attention", "sliding_attention"},
+        f"{rope} rotary positions": rope in ("dynamic", "longrope"),  # depend on batch neighbours
+        "soft-capped logits": getattr(config, "final_logit_softcapping", None),
+    }
+    for feature, present in lacking.items():
+        if present:
+            raise ValueError(
+                f"{type(model).__name__} has {feature}, which rollout.py does not support."
+            )
