@@ -5,7 +5,7 @@
 
 over N = B*G sampled completions o_i, from groups with 0 < #correct < G. What differs from GRPO:
 (1) clip-higher, (2) dynamic sampling, (3) token mean, (4) overlong penalty; and no KL.
-`grpo.py` has the same names in the same order, so `diff grpo.py dapo.py` shows what DAPO changes.
+`grpo.py` and `dapo.py` have the same names in the same order: `diff grpo.py dapo.py` is the lesson.
 Not here: sampling, log-probabilities, the optimizer, Config. Every function is pure.
 Shapes: B prompts (= groups), G samples per prompt, N = B*G rows, T completion length.
 """
@@ -13,14 +13,16 @@ Shapes: B prompts (= groups), G samples per prompt, N = B*G rows, T completion l
 import torch
 from torch import Tensor
 
-from grpo import DEAD, LOG_RATIO, advantage, clean, report, spread
+from grpo import LOG_RATIO, advantage, clean, dead, kl, report
 
-__all__ = ["advantage", "keep", "loss", "overlong_penalty", "token_weight"]
+__all__ = ["KNOBS", "advantage", "keep", "kl", "loss", "overlong_penalty", "token_weight"]
 
 # ---- the objective -------------------------------------------------------------------------------
 
+KNOBS = ("clip_low", "clip_high", "dual_clip")  # the settings of a run that `loss` takes
 
-def token_weight(mask: Tensor) -> Tensor:  # bool [N, T] -> float [N, T]
+
+def token_weight(mask: Tensor) -> Tensor:  # bool [N, T] or [B, G, T] -> float, the same shape
     """1 / sum_i |o_i| on each token: the mean over all tokens of the step (token mean, sec. 3.3).
 
     Call it once, on all N rows of an optimizer step, then slice: the mean of micro-batch means is
@@ -28,7 +30,7 @@ def token_weight(mask: Tensor) -> Tensor:  # bool [N, T] -> float [N, T]
     weigh the same, so a long answer weighs more than a short one.
     """
     count = mask.sum().clamp(min=1)  # [], sum_i |o_i|; an empty step is not 0 / 0
-    return mask.float() / count  # [N, T]
+    return mask.float() / count  # [.., T]
 
 
 def loss(
@@ -39,6 +41,7 @@ def loss(
     clip_low: float = 0.2,
     clip_high: float = 0.28,
     dual_clip: float | None = 10.0,
+    ref_logp: Tensor | None = None,
 ) -> tuple[Tensor, dict[str, float]]:  # [N, T] each, or broadcasting to it (adv [N, 1]) -> []
     """-sum(weight * min(r A, clip(r, 1 - eps_low, 1 + eps_high) A)), floored at c A if A < 0.
 
@@ -48,8 +51,8 @@ def loss(
 
     The dict holds sums of weight * x, so add them over the micro-batches of a step (and divide by
     the step's weight.sum() if rows were empty): `clipfrac`, x = 1 where a clip took the gradient
-    away (verl logs the dual clip apart; TRL splits it by side), `ratio`, and `kl`, k3 to the
-    reference, 0.0 if there is no reference: DAPO has none.
+    away (as verl; TRL splits it by side), `ratio`, and `kl`, k3 to the reference, which is logged
+    and never part of the objective, 0.0 if there is no reference.
 
     c = dual_clip > 1 + eps_high (arXiv 1912.09729): ReCode 10, verl 3, TRL none; None is off.
     """
@@ -68,10 +71,13 @@ def loss(
         objective = torch.where(adv < 0, torch.maximum(objective, dual_clip * adv), objective)
     # J is maximised and optimizers minimise (as with NLL = -logp), so we negate.
     value = -(weight * objective).sum()  # []
-    return value, {**report(weight, clipfrac=objective != unclipped, ratio=ratio), "kl": 0.0}
+    k3 = torch.zeros_like(ratio)
+    if ref_logp is not None:
+        k3 = kl(logp, clean(ref_logp, live).detach())  # [N, T]
+    return value, report(weight, clipfrac=objective != unclipped, ratio=ratio, kl=k3)
 
 
-# ---- dynamic sampling and the overlong penalty ---------------------------------------------------
+# ---- which groups are trained on, and what length costs ------------------------------------------
 
 
 def keep(score: Tensor) -> Tensor:  # [B, G] -> bool [B]
@@ -81,7 +87,7 @@ def keep(score: Tensor) -> Tensor:  # [B, G] -> bool [B]
     reward, groups that are all wrong in different ways survive. verl tests np.std > 0, and keeps
     three rewards of 0.7 (np.std 1e-16). A group with NaN stays: its loss is NaN, for all to see.
     """
-    return ~(spread(score).squeeze(1) <= DEAD)  # [B, 1] -> [B]
+    return ~dead(score)
 
 
 def overlong_penalty(length: Tensor | int, max_length: int, buffer: int) -> Tensor:  # [N] -> [N]

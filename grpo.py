@@ -4,7 +4,7 @@
     r_it = pi(o_it) / pi_old(o_it)            A_i = (R_i - mean(R)) / std(R) within the group
 
 over N = B*G sampled completions o_i. No critic: the other answers to a prompt are the baseline.
-`dapo.py` has the same names in the same order, so `diff grpo.py dapo.py` shows what DAPO changes.
+`grpo.py` and `dapo.py` have the same names in the same order: `diff grpo.py dapo.py` is the lesson.
 Not here: sampling, log-probabilities, the optimizer, Config. Every function is pure.
 Shapes: B prompts (= groups), G samples per prompt, N = B*G rows, T completion length.
 """
@@ -12,75 +12,22 @@ Shapes: B prompts (= groups), G samples per prompt, N = B*G rows, T completion l
 import torch
 from torch import Tensor
 
-__all__ = ["advantage", "kl", "loss", "token_weight"]
-
-# ---- advantage and small parts: dapo.py imports them ---------------------------------------------
-
-EPS = 1e-4  # added to the std, as TRL does; verl adds 1e-6
-DEAD = 1e-6  # a group whose rewards lie no further apart than this has nothing to teach
-LOG_RATIO = 20.0  # |log ratio| is cut here, as verl does: e^20 = 4.9e8, float32 ends at e^88
-
-
-def advantage(reward: Tensor, scale: bool = True) -> Tensor:  # [B, G] -> [B, G]
-    """A_i = (R_i - mean(R)) / (std(R) + 1e-4) within each group; exactly 0 for a dead group.
-
-    Sample std (over G - 1) as TRL and verl; GRPO-Zero and nano-aha divide by G: at G = 8 their A
-    is 1.069 times ours. `scale=False` leaves the std out (Dr. GRPO, arXiv 2503.20783; its other
-    change, no 1/|o_i|, is not offered). A group of one is its own mean: A = 0. A NaN reward makes
-    its group NaN: loud, on purpose. Dtype: the reward's, or float32 for integers.
-    """
-    centred = reward.double() - reward.double().mean(dim=1, keepdim=True)  # [B, G]
-    # Why float64 and max - min: in float32 the mean of eight 1.7s is off by 1e-7 and so is the
-    # std, and noise / noise is a real push: 0.106 with verl's 1e-6. Testing std > 0 misses it.
-    variance = centred.square().sum(dim=1, keepdim=True) / max(reward.shape[1] - 1, 1)  # [B, 1]
-    adv = centred / (variance.sqrt() + EPS) if scale else centred  # [B, G]
-    adv = adv.masked_fill(spread(reward) <= DEAD, 0.0)
-    return adv.to(reward.dtype if reward.is_floating_point() else torch.float32)
-
-
-def spread(reward: Tensor) -> Tensor:  # [B, G] -> [B, 1]
-    """Largest minus smallest reward of each group: exactly 0 if all are equal."""
-    reward = reward.double()  # booleans and integers too
-    return reward.amax(dim=1, keepdim=True) - reward.amin(dim=1, keepdim=True)
-
-
-def wide(x: Tensor) -> Tensor:
-    """`x` in float32, or in float64 if it is: the 8 bits of bf16 are too few for exp and minus."""
-    return x.to(torch.promote_types(x.dtype, torch.float32))
-
-
-def clean(x: Tensor, live: Tensor) -> Tensor:  # [N, T] or [N, 1] -> [N, T]
-    """`x` with 0 where `live` is False. Multiplying by 0 later would not do: 0 * inf is NaN."""
-    return torch.where(live, wide(x), 0.0)
-
-
-def report(weight: Tensor, **values: Tensor) -> dict[str, float]:
-    """Each value as the detached float sum(weight * value)."""
-    return {name: (weight * x.detach()).sum().item() for name, x in values.items()}
-
+__all__ = ["KNOBS", "advantage", "keep", "kl", "loss", "overlong_penalty", "token_weight"]
 
 # ---- the objective -------------------------------------------------------------------------------
 
+KNOBS = ("clip", "beta")  # the settings of a run that `loss` takes
 
-def token_weight(mask: Tensor) -> Tensor:  # bool [N, T] -> float [N, T]
+
+def token_weight(mask: Tensor) -> Tensor:  # bool [N, T] or [B, G, T] -> float, the same shape
     """1 / (N |o_i|) on each token of row i: the mean over rows of each row's mean (sequence mean).
 
     Call it once, on all N rows of an optimizer step, then slice: the mean of micro-batch means is
     another number. A row with no token weighs 0, and still counts in N as in TRL; verl leaves it
     out of N. A token of a short answer weighs more than a token of a long one.
     """
-    count = mask.sum(dim=1, keepdim=True).clamp(min=1)  # [N, 1], |o_i|; an empty row is not 0 / 0
-    return mask.float() / (len(mask) * count)  # [N, T]
-
-
-def kl(logp: Tensor, ref_logp: Tensor) -> Tensor:  # [N, T] -> [N, T]
-    """k3 = exp(d) - d - 1, d = ref_logp - logp (Schulman, "Approximating KL divergence", 2020).
-
-    An unbiased estimate of KL(pi || pi_ref) on samples of pi, never negative; its gradient in logp
-    is 1 - exp(d). Not cut, as in TRL; verl cuts k3 at 10, so d > 2.6 gets no gradient there.
-    """
-    d = wide(ref_logp) - wide(logp)  # [N, T]
-    return torch.expm1(d) - d  # expm1(d) = exp(d) - 1, but keeps the digits of a small d
+    count = mask.sum(dim=-1, keepdim=True).clamp(min=1)  # [.., 1], |o_i|; an empty row is not 0 / 0
+    return mask.float() / (mask[..., 0].numel() * count)  # [.., T]
 
 
 def loss(
@@ -99,7 +46,7 @@ def loss(
     is -mean(A), about 0, but the gradient, -weight * A in logp, is not: watch reward, not loss.
 
     The dict holds sums of weight * x, so add them over the micro-batches of a step (and divide by
-    the step's weight.sum() if rows were empty): `clipfrac`, x = 1 where the clip took the gradient
+    the step's weight.sum() if rows were empty): `clipfrac`, x = 1 where a clip took the gradient
     away (as verl; TRL splits it by side), `ratio`, and `kl`, k3 to the reference without beta, 0.0
     if there is no reference.
     """
@@ -122,3 +69,71 @@ def loss(
     if beta:
         value = value + beta * (weight * k3).sum()
     return value, report(weight, clipfrac=objective != unclipped, ratio=ratio, kl=k3)
+
+
+# ---- which groups are trained on, and what length costs ------------------------------------------
+
+
+def keep(score: Tensor) -> Tensor:  # [B, G] -> bool [B]
+    """All groups: GRPO trains on dead ones too, where every A is 0 and only the KL pulls."""
+    return torch.ones_like(score[:, 0], dtype=torch.bool)
+
+
+def overlong_penalty(length: Tensor | int, max_length: int, buffer: int) -> Tensor:  # [N] -> [N]
+    """0: GRPO scores a long answer like a short one."""
+    return torch.zeros_like(torch.as_tensor(length).float())
+
+
+# ---- advantage, KL and small parts: dapo.py imports them -----------------------------------------
+
+EPS = 1e-4  # added to the std, as TRL does; verl adds 1e-6
+DEAD = 1e-6  # a group whose rewards lie no further apart than this has nothing to teach
+LOG_RATIO = 20.0  # |log ratio| is cut here, as verl does: e^20 = 4.9e8, float32 ends at e^88
+
+
+def advantage(reward: Tensor, scale: bool = True) -> Tensor:  # [B, G] -> [B, G]
+    """A_i = (R_i - mean(R)) / (std(R) + 1e-4) within each group; exactly 0 for a dead group.
+
+    Sample std (over G - 1) as TRL and verl; GRPO-Zero and nano-aha divide by G: at G = 8 their A
+    is 1.069 times ours. `scale=False` leaves the std out (Dr. GRPO, arXiv 2503.20783; its other
+    change, no 1/|o_i|, is not offered). A group of one is its own mean: A = 0. A NaN reward makes
+    its group NaN: loud, on purpose. Dtype: the reward's, or float32 for integers.
+    """
+    centred = reward.double() - reward.double().mean(dim=1, keepdim=True)  # [B, G]
+    # Why float64 and max - min: in float32 the mean of eight 1.7s is off by 1e-7 and so is the
+    # std, and noise / noise is a real push: 0.106 with verl's 1e-6. Testing std > 0 misses it.
+    variance = centred.square().sum(dim=1, keepdim=True) / max(reward.shape[1] - 1, 1)  # [B, 1]
+    adv = centred / (variance.sqrt() + EPS) if scale else centred  # [B, G]
+    adv = adv.masked_fill(dead(reward)[:, None], 0.0)
+    return adv.to(reward.dtype if reward.is_floating_point() else torch.float32)
+
+
+def dead(score: Tensor) -> Tensor:  # [B, G] -> bool [B]
+    """Groups whose scores are all equal, max - min <= 1e-6. One with a NaN is not: it must show."""
+    score = score.double()  # booleans and integers too
+    return score.amax(dim=1) - score.amin(dim=1) <= DEAD
+
+
+def kl(logp: Tensor, ref_logp: Tensor) -> Tensor:  # [N, T] -> [N, T]
+    """k3 = exp(d) - d - 1, d = ref_logp - logp (Schulman, "Approximating KL divergence", 2020).
+
+    An unbiased estimate of KL(pi || pi_ref) on samples of pi, never negative; its gradient in logp
+    is 1 - exp(d). Not cut, as in TRL; verl cuts k3 at 10, so d > 2.6 gets no gradient there.
+    """
+    d = wide(ref_logp) - wide(logp)  # [N, T]
+    return torch.expm1(d) - d  # expm1(d) = exp(d) - 1, but keeps the digits of a small d
+
+
+def wide(x: Tensor) -> Tensor:
+    """`x` in float32, or in float64 if it is: the 8 bits of bf16 are too few for exp and minus."""
+    return x.to(torch.promote_types(x.dtype, torch.float32))
+
+
+def clean(x: Tensor, live: Tensor) -> Tensor:  # [N, T] or [N, 1] -> [N, T]
+    """`x` with 0 where `live` is False. Multiplying by 0 later would not do: 0 * inf is NaN."""
+    return torch.where(live, wide(x), 0.0)
+
+
+def report(weight: Tensor, **values: Tensor) -> dict[str, float]:
+    """Each value as the detached float sum(weight * value)."""
+    return {name: (weight * x.detach()).sum().item() for name, x in values.items()}

@@ -24,6 +24,80 @@ from torch import FloatTensor, LongTensor, Tensor
 Pair = tuple[str, str]
 Device = str | torch.device
 
+# ---- rewards ------------------------------------------------------------------------------------
+
+
+def score(
+    completions: list[str],
+    targets: list[str],
+    correctness: str = "es_star",
+    device: Device = "cpu",
+) -> dict[str, FloatTensor]:
+    """{"format", "correctness", "exact", "total"}: each float32 [N] on `device`.
+
+    `correctness` is "es_star" or "em_star", anything else a ValueError; `exact` is 1.0 where the
+    stripped code equals the target's, else 0.0; total = format + correctness.
+    """
+    rules = {"es_star": _es_star, "em_star": _em_star}
+    if correctness not in rules:
+        raise ValueError(f"correctness must be one of {sorted(rules)}, got {correctness!r}")
+    pairs = _strip_all(completions, targets)
+    layout = torch.tensor([format_reward(text) for text in completions], device=device).float()
+    right = rules[correctness](pairs, device)
+    exact = (_em_star(pairs, device) == 2.0).float()
+    return {"format": layout, "correctness": right, "exact": exact, "total": layout + right}
+
+
+def es_star(completions: list[str], targets: list[str], device: Device = "cpu") -> FloatTensor:
+    """ES*, list[N], list[N] -> float32 [N] on `device`. Targets are bare code, without a fence.
+
+    Raises ValueError if the lists differ in length or a target does not parse: that is the data's
+    fault. No completion raises.
+    """
+    return _es_star(_strip_all(completions, targets), device)
+
+
+def em_star(completions: list[str], targets: list[str]) -> FloatTensor:
+    """EM*, list[N], list[N] -> float32 [N] on the CPU; raises like `es_star`."""
+    return _em_star(_strip_all(completions, targets), "cpu")
+
+
+def _strip_all(completions: list[str], targets: list[str]) -> list[tuple[str | None, str]]:
+    """(stripped code or None, stripped target) for each row; each distinct text is parsed once."""
+    if len(completions) != len(targets):
+        raise ValueError(f"got {len(completions)} completions for {len(targets)} targets")
+    goal = {}
+    for target in set(targets):
+        try:
+            goal[target] = strip_comments(target)
+        except SyntaxError as error:
+            raise ValueError(f"target is no valid Python ({error}): {target[:500]!r}") from None
+    code = {completion: _stripped_code(completion) for completion in set(completions)}
+    return [(code[c], goal[t]) for c, t in zip(completions, targets, strict=True)]
+
+
+def _stripped_code(completion: str) -> str | None:
+    code = extract_code(completion)
+    try:
+        return None if code is None else strip_comments(code)
+    except SyntaxError:
+        return None
+
+
+def _es_star(pairs: list[tuple[str | None, str]], device: Device) -> FloatTensor:
+    parsed = [pair for pair in pairs if pair[0] is not None]
+    distance = levenshtein([c for c, _ in parsed], [t for _, t in parsed], device).tolist()
+    # max(1, ...): two empty sides have distance 0, and ES = 1 - 0 / 1.
+    similarity = (1 - d / max(1, *map(len, p)) for d, p in zip(distance, parsed, strict=True))
+    values = [-2.0 if code is None else 3.5 * next(similarity) - 1.5 for code, _ in pairs]
+    return torch.tensor(values, dtype=torch.float32, device=device)
+
+
+def _em_star(pairs: list[tuple[str | None, str]], device: Device) -> FloatTensor:
+    values = [-2.0 if code is None else 2.0 if code == goal else -1.5 for code, goal in pairs]
+    return torch.tensor(values, dtype=torch.float32, device=device)
+
+
 # ---- format: one think block, one answer block, one fence -------------------------------------
 
 
@@ -69,10 +143,7 @@ def _fenced_blocks(text: str) -> list[Pair | None]:
     for line in text.replace("\r\n", "\n").split("\n"):
         fence = line.rstrip()
         if language is None and fence.startswith("```") and "`" not in fence[3:]:
-            language, code = (
-                fence[3:].lower(),
-                [],
-            )  # any language opens, so that its end is no start
+            language, code = fence[3:].lower(), []  # any language opens: its end is no start
         elif language is not None and fence == "```":
             blocks.append((language, "\n".join(code)))
             language = None
@@ -183,15 +254,15 @@ def _docstrings(tree: ast.Module, rows: list[str], starts: list[int]) -> dict[in
     def offset(row: int, column: int) -> int:  # ast counts UTF-8 bytes, we count characters
         return starts[row - 1] + len(rows[row - 1].encode()[:column].decode())
 
-    found = {}
+    docstrings = {}
     for node in ast.walk(tree):
         if isinstance(node, ast.Module | ast.ClassDef | ast.FunctionDef | ast.AsyncFunctionDef):
             texts = list(takewhile(_is_bare_string, node.body))
             if texts:
                 empty = len(texts) == len(node.body) and not isinstance(node, ast.Module)
                 stop = offset(texts[-1].end_lineno, texts[-1].end_col_offset)
-                found[offset(texts[0].lineno, texts[0].col_offset)] = stop, "pass" * empty
-    return found
+                docstrings[offset(texts[0].lineno, texts[0].col_offset)] = stop, "pass" * empty
+    return docstrings
 
 
 def _is_bare_string(node: ast.stmt) -> bool:
@@ -326,11 +397,11 @@ def _match_table(pattern: Tensor, text: Tensor) -> tuple[Tensor, Tensor]:
     """
     order = text.sort(dim=1).values  # [N, n]
     rank = (order.diff(dim=1, prepend=order[:, :1]) != 0).cumsum(1)  # [N, n], 0 to A - 1
-    found = torch.searchsorted(order, pattern).clamp_(max=order.shape[1] - 1)  # [N, 64 W]
-    known = order.gather(1, found) == pattern
+    nearest = torch.searchsorted(order, pattern).clamp_(max=order.shape[1] - 1)  # [N, 64 W]
+    known = order.gather(1, nearest) == pattern
     bits = known.long() << torch.arange(WORD, device=text.device).repeat(pattern.shape[1] // WORD)
     by_word = (len(text), -1, WORD)
-    bits, place = (x.view(by_word).transpose(0, 1) for x in (bits, rank.gather(1, found)))
+    bits, place = (x.view(by_word).transpose(0, 1) for x in (bits, rank.gather(1, nearest)))
     table = bits.new_zeros(len(bits), len(text), int(rank.max()) + 1)
     # Each bit is added once, so the sum is their union.
     return table.scatter_add_(2, place, bits), rank.gather(1, torch.searchsorted(order, text))
@@ -345,77 +416,3 @@ def _pack(rows: Tensor) -> Tensor:
 def _count(words: Tensor) -> Tensor:
     """Number of set bits in each column of words: [W, N] -> [N]."""
     return sum((words >> bit & 1).sum(0) for bit in range(WORD))
-
-
-# ---- rewards ------------------------------------------------------------------------------------
-
-
-def es_star(completions: list[str], targets: list[str], device: Device = "cpu") -> FloatTensor:
-    """ES*, list[N], list[N] -> float32 [N] on `device`. Targets are bare code, without a fence.
-
-    Raises ValueError if the lists differ in length or a target does not parse: that is the data's
-    fault. No completion raises.
-    """
-    return _es_star(_strip_all(completions, targets), device)
-
-
-def em_star(completions: list[str], targets: list[str]) -> FloatTensor:
-    """EM*, list[N], list[N] -> float32 [N] on the CPU; raises like `es_star`."""
-    return _em_star(_strip_all(completions, targets), "cpu")
-
-
-def score(
-    completions: list[str],
-    targets: list[str],
-    correctness: str = "es_star",
-    device: Device = "cpu",
-) -> dict[str, FloatTensor]:
-    """{"format", "correctness", "exact", "total"}: each float32 [N] on `device`.
-
-    `correctness` is "es_star" or "em_star", anything else a ValueError; `exact` is 1.0 where the
-    stripped code equals the target's, else 0.0; total = format + correctness.
-    """
-    rules = {"es_star": _es_star, "em_star": _em_star}
-    if correctness not in rules:
-        raise ValueError(f"correctness must be one of {sorted(rules)}, got {correctness!r}")
-    pairs = _strip_all(completions, targets)
-    layout = torch.tensor([format_reward(text) for text in completions], device=device).float()
-    right = rules[correctness](pairs, device)
-    exact = (_em_star(pairs, device) == 2.0).float()
-    return {"format": layout, "correctness": right, "exact": exact, "total": layout + right}
-
-
-def _strip_all(completions: list[str], targets: list[str]) -> list[tuple[str | None, str]]:
-    """(stripped code or None, stripped target) for each row; each distinct text is parsed once."""
-    if len(completions) != len(targets):
-        raise ValueError(f"got {len(completions)} completions for {len(targets)} targets")
-    goal = {}
-    for target in set(targets):
-        try:
-            goal[target] = strip_comments(target)
-        except SyntaxError as error:
-            raise ValueError(f"target is no valid Python ({error}): {target[:500]!r}") from None
-    code = {completion: _stripped_code(completion) for completion in set(completions)}
-    return [(code[c], goal[t]) for c, t in zip(completions, targets, strict=True)]
-
-
-def _stripped_code(completion: str) -> str | None:
-    code = extract_code(completion)
-    try:
-        return None if code is None else strip_comments(code)
-    except SyntaxError:
-        return None
-
-
-def _es_star(pairs: list[tuple[str | None, str]], device: Device) -> FloatTensor:
-    parsed = [pair for pair in pairs if pair[0] is not None]
-    distance = levenshtein([c for c, _ in parsed], [t for _, t in parsed], device).tolist()
-    # max(1, ...): two empty sides have distance 0, and ES = 1 - 0 / 1.
-    similarity = (1 - d / max(1, *map(len, p)) for d, p in zip(distance, parsed, strict=True))
-    values = [-2.0 if code is None else 3.5 * next(similarity) - 1.5 for code, _ in pairs]
-    return torch.tensor(values, dtype=torch.float32, device=device)
-
-
-def _em_star(pairs: list[tuple[str | None, str]], device: Device) -> FloatTensor:
-    values = [-2.0 if code is None else 2.0 if code == goal else -1.5 for code, goal in pairs]
-    return torch.tensor(values, dtype=torch.float32, device=device)

@@ -213,11 +213,11 @@ def bench_update(args) -> None:
     model.train()
     rollout = sample(model, prompts, group_size=G, max_new_tokens=T, eos_ids=eos, pad_id=pad)
     adv = torch.randn(len(prompts), G, 1, device=args.device)
-    weight = grpo.token_weight(rollout.mask.flatten(0, 1)).view_as(rollout.mask)
+    weight = grpo.token_weight(rollout.mask)
 
     def gradients(logp_of: Callable) -> list[torch.Tensor]:
         model.zero_grad()
-        for groups in recode.split(range(len(prompts)), 2):
+        for groups in recode.split(len(prompts), 2):
             logp = logp_of(groups)
             loss, _ = grpo.loss(logp, rollout.logp[groups], adv[groups], weight[groups])
             loss.backward()

@@ -8,10 +8,15 @@ import pytest
 import torch
 from transformers import AutoModelForCausalLM, AutoTokenizer, Qwen2Config, Qwen2ForCausalLM
 
+import dapo
 import data
+import evaluate
+import grpo
+import policy as policies
 import recode
+import report
 from recode import Batch, Config
-from rollout import Rollout
+from rollout import Rollout, written
 
 
 @pytest.fixture(scope="module")
@@ -44,17 +49,22 @@ def small(tiny, tmp_path):
     )  # fmt: skip
 
 
-def fake(reward, exact=None):
+def fake(reward, exact=None, algo=dapo):
     """A rollout of one-token completions, and the scores of its groups."""
     reward = torch.tensor(reward)
     B, G = reward.shape
-    ones = torch.ones(B, G, 1)
-    prompts = [[1]] * B
-    rollout = Rollout(
-        prompts, ones.long(), ones.bool(), -ones, ones[..., 0].long(), ones[..., 0] < 0
-    )
-    exact = reward if exact is None else torch.tensor(exact)
-    return rollout, {"total": reward, "exact": exact, "format": torch.ones(B, G)}
+    by = reward if exact is None else torch.tensor(exact)
+    scores = {"total": reward, "exact": by, "format": torch.ones(B, G)}
+    rollout = written([[1]] * B, [[[1]] * G] * B, pad_id=0, device="cpu")
+    return rollout, scores | {"dead": grpo.dead(by), "keep": algo.keep(by)}
+
+
+def dead_share(*batches):
+    """What the log says of these batches."""
+    log = report.Log()
+    for batch in batches:
+        log.sampled(*batch)
+    return log.close()["dead"]
 
 
 # ---------------------------------------------------------------- the run
@@ -109,9 +119,10 @@ def test_interrupted_run_is_saved_and_goes_on(small, monkeypatch):
 def test_loop_raises_the_reward(small, algo, monkeypatch):
     """Prevents: a wrong sign anywhere between reward and step. Reward here: share of even ids."""
 
-    def judge(policy, rollout, examples, config):
+    def judge(algo, texts, rollout, examples, config):
         share = ((rollout.tokens % 2 == 0) & rollout.mask).sum(-1) / rollout.length
-        return {"total": share, "exact": share, "format": share}
+        names = ("total", "exact", "format")
+        return dict.fromkeys(names, share) | {"dead": grpo.dead(share), "keep": algo.keep(share)}
 
     monkeypatch.setattr(recode, "judge", judge)
     more = dict(algo=algo, steps=20, prompts=4, group_size=16, lr=0.03, beta=0.0, warmup=0)
@@ -133,19 +144,20 @@ def test_finetuning_learns_the_answers(small):
 
 def test_dead_groups_are_replaced(small):
     """Prevents: DAPO trains on groups whose advantage is 0, or on fewer prompts than asked."""
-    batch = Batch(Config(**small | {"prompts": 3, "max_refills": 5}), True)
+    batch = Batch(Config(**small | {"prompts": 3, "max_refills": 5}))
+    first, second = fake([[1.0, 1.0], [0.0, 1.0], [0.0, 0.0]]), fake([[0.5, 1.0], [0.0, 1.0]])
     assert batch.missing == 3
-    batch.add(*fake([[1.0, 1.0], [0.0, 1.0], [0.0, 0.0]]))
+    batch.add(*first)
     assert batch.missing == 2
-    batch.add(*fake([[0.5, 1.0], [0.0, 1.0]]))
+    batch.add(*second)
     rollout, reward = batch.close()
     assert batch.missing == 0 and reward.tolist() == [[0.0, 1.0], [0.5, 1.0], [0.0, 1.0]]
-    assert len(rollout.prompts) == 3 and batch.means()["dead"] == pytest.approx(2 / 5)
+    assert len(rollout.prompts) == 3 and dead_share(first, second) == pytest.approx(2 / 5)
 
 
 def test_refills_are_bounded(small):
     """Prevents: data that are all too hard sample for ever (and verl's cure: the run dies)."""
-    batch = Batch(Config(**small | {"prompts": 2, "max_refills": 2}), True)
+    batch = Batch(Config(**small | {"prompts": 2, "max_refills": 2}))
     for _ in range(3):
         assert batch.missing == 2
         batch.add(*fake([[1.0, 1.0], [0.0, 0.0]]))
@@ -154,24 +166,31 @@ def test_refills_are_bounded(small):
 
 def test_grpo_keeps_dead_groups(small):
     """Prevents: dynamic sampling leaks into GRPO. Its dead groups are only counted."""
-    batch = Batch(Config(**small), False)
-    batch.add(*fake([[1.0, 1.0], [0.0, 1.0]]))
-    assert batch.missing == 0 and len(batch.close()[1]) == 2 and batch.means()["dead"] == 0.5
+    batch, groups = Batch(Config(**small)), fake([[1.0, 1.0], [0.0, 1.0]], algo=grpo)
+    batch.add(*groups)
+    assert batch.missing == 0 and len(batch.close()[1]) == 2 and dead_share(groups) == 0.5
 
 
 @pytest.mark.parametrize(("live", "kept"), [("exact", 1), ("reward", 2)])
-def test_filter_looks_at_what_the_config_says(small, live, kept):
+def test_filter_looks_at_what_the_config_says(small, live, kept, monkeypatch):
     """Prevents: all-wrong groups with differing rewards pass the paper's filter."""
-    batch = Batch(Config(**small | {"live": live, "max_refills": 0}), True)
-    batch.add(*fake([[0.1, 0.7], [0.2, 2.0]], exact=[[0.0, 0.0], [0.0, 1.0]]))
+    config = Config(**small | {"algo": "dapo", "live": live, "max_refills": 0})
+    scores = {"total": [0.1, 0.7, 0.2, 2.0], "exact": [0.0, 0.0, 0.0, 1.0], "format": [1.0] * 4}
+    scores = {name: torch.tensor(values) for name, values in scores.items()}
+    monkeypatch.setattr(recode.rewards, "score", lambda *args: scores)
+    rollout, _ = fake([[0.0, 0.0]] * 2)
+    batch = Batch(config)
+    batch.add(rollout, recode.judge(dapo, [""] * 4, rollout, data.load()[:2], config))
     assert len(batch.close()[1]) == kept
 
 
 def test_a_run_with_nothing_to_learn_stops_with_advice(small, monkeypatch, capsys):
     """Prevents: hours of sampling without one update, in silence."""
 
-    def judge(policy, rollout, examples, config):
-        return {k: torch.zeros_like(rollout.length).float() for k in ("total", "exact", "format")}
+    def judge(algo, texts, rollout, examples, config):
+        zero = torch.zeros_like(rollout.length).float()
+        names = ("total", "exact", "format")
+        return dict.fromkeys(names, zero) | {"dead": grpo.dead(zero), "keep": algo.keep(zero)}
 
     monkeypatch.setattr(recode, "judge", judge)
     config = Config(**small | {"algo": "dapo", "steps": 9, "patience": 3})
@@ -190,27 +209,26 @@ def test_a_run_with_nothing_to_learn_stops_with_advice(small, monkeypatch, capsy
 
 def test_texts_end_before_the_end_token(tiny, small):
     """Prevents: "<|im_end|>" in the text costs the format reward; or the last letter is cut."""
-    policy = recode.load_policy(str(tiny), "cpu")
+    policy = policies.load(str(tiny), "cpu")
     ids = policy.tokenizer.encode("ok go", add_special_tokens=False)
     tokens = torch.tensor([[[*ids, policy.eos_ids[0], 0], [*ids, 5, 6]]])
     mask = torch.ones_like(tokens).bool()
     mask[0, 0, -1] = False
     length = mask.sum(-1)
     rollout = Rollout([[1]], tokens, mask, mask.float(), length, length == tokens.shape[2])
-    first, second = recode.texts(policy, rollout)
+    first, second = policy.texts(rollout)
     assert first == "ok go" and second.startswith("ok go") and len(second) > len(first)
 
 
 def test_imitated_answers_are_perfect_and_end(tiny, small):
     """Prevents: SFT learns an answer that the reward does not accept, or never to stop."""
-    config = Config(**small | {"max_new_tokens": 400, "model": str(tiny)})
-    policy = recode.load_policy(str(tiny), "cpu")
+    policy = policies.load(str(tiny), "cpu")
     rows = data.load()[:20]
-    rollout = recode.imitate(policy, rows, config)
+    rollout = policy.imitate(rows, max_new_tokens=400)
     last = rollout.tokens[:, 0].gather(1, rollout.length - 1)[:, 0]
     assert last.tolist() == [policy.eos_ids[0]] * 20
-    grade = recode.grade(recode.texts(policy, rollout), rows, "cpu")
-    assert grade == {"em_star": 2.0, "es_star": 2.0, "format": 100.0, "exact": 100.0}
+    means = evaluate.means(evaluate.grade(rows, policy.texts(rollout)))
+    assert means == {"em_star": 2.0, "es_star": 2.0, "format": 100.0, "exact": 100.0}
 
 
 def test_every_training_row_comes_once_an_epoch_and_resume_goes_on(small):
@@ -225,17 +243,17 @@ def test_every_training_row_comes_once_an_epoch_and_resume_goes_on(small):
 
 def test_a_step_that_is_cut_short_is_not_counted(small, monkeypatch):
     """Prevents: Ctrl-C while a step samples, after which --resume skips that step's prompts."""
-    real, calls = recode.complete, []
+    real, calls = recode.draw, []
 
-    def once(*args, **how):
+    def once(*args):
         calls.append(1)
         if len(calls) == 2:
             raise KeyboardInterrupt
-        return real(*args, **how)
+        return real(*args)
 
     config = Config(**small)
     policy, state = recode.start(config)
-    monkeypatch.setattr(recode, "complete", once)
+    monkeypatch.setattr(recode, "draw", once)
     with pytest.raises(KeyboardInterrupt):
         list(recode.train(config, policy, state))
     assert (state.step, state.drawn) == (1, 2)
@@ -258,8 +276,8 @@ def test_a_broken_save_leaves_the_last_checkpoint(small, monkeypatch):
     config = Config(**small)
     policy, state = recode.start(config)
     folder = recode.Path(config.out)
-    recode.save(folder, policy, state)
-    recode.save(folder, policy, state)
+    policies.save(folder, policy, state)
+    policies.save(folder, policy, state)
     assert [p.name for p in folder.iterdir()] == ["checkpoint"]
 
     def full(*args):
@@ -267,15 +285,13 @@ def test_a_broken_save_leaves_the_last_checkpoint(small, monkeypatch):
 
     monkeypatch.setattr(torch, "save", full)
     with pytest.raises(OSError, match="no space"):
-        recode.save(folder, policy, state)
+        policies.save(folder, policy, state)
     assert (folder / "checkpoint" / "state.pt").is_file()
 
 
-def test_graded_rows_are_not_those_of_a_seed(small, monkeypatch):
+def test_graded_rows_are_not_those_of_a_seed(small):
     """Prevents: one seed trains on most of the graded training rows, another on a few of them."""
-    monkeypatch.setattr(recode, "greedy", lambda policy, rows, config: [""] * len(rows))
-    rows = recode.report(None, Config(**small | {"data": "", "eval_rows": 300}))["train"]["rows"]
-    graded = {e.id for e in rows}
+    graded = {e.id for e in evaluate.chosen("", 300)["train"]}
     assert len(graded) == 300
     for seed in range(5):
         first = recode.endless(Config(**small | {"seed": seed, "data": ""}), 0)
@@ -286,7 +302,7 @@ def test_graded_rows_are_not_those_of_a_seed(small, monkeypatch):
 @pytest.mark.parametrize(("items", "count"), [(16, 2), (16, 7), (5, 2), (3, 8), (0, 2)])
 def test_updates_have_nearly_equal_shares(items, count):
     """Prevents: seven updates asked, six made, the last of them on one group."""
-    found = recode.shares(range(items), count)
+    found = recode.shares(items, count)
     assert sum(found, []) == list(range(items)) and len(found) == min(count, items)
     assert not found or max(map(len, found)) - min(map(len, found)) <= 1
 
@@ -294,13 +310,13 @@ def test_updates_have_nearly_equal_shares(items, count):
 def test_copying_scores_high_and_matches_nothing():
     """Prevents: the copy baseline is forgotten: ES* rewards it, exact match does not."""
     rows = random.Random(0).sample(data.load(split="test"), 50)
-    grade = recode.grade([recode.copied(e) for e in rows], rows, "cpu")
-    assert grade["exact"] == 0 and grade["format"] == 100 and grade["es_star"] > 1
+    means = evaluate.means(evaluate.copied(rows))
+    assert means["exact"] == 0 and means["format"] == 100 and means["es_star"] > 1
 
 
 def test_split_keeps_order_and_rest():
     """Prevents: the last, shorter micro-batch is dropped."""
-    assert recode.split(range(5), 2) == [[0, 1], [2, 3], [4]]
+    assert recode.split(5, 2) == [[0, 1], [2, 3], [4]]
 
 
 # ---------------------------------------------------------------- wrong input
@@ -316,7 +332,7 @@ def test_split_keeps_order_and_rest():
         ({"warmup": -1}, "--warmup is -1: give 0 or more"),
         ({"dual_clip": 1.2}, "must exceed 1"),
         ({"correctness": "bleu"}, "choose from es_star, em_star"),
-        ({"max_grad_norm": -1.0}, "--max_grad_norm is -1.0: give more than 0"),
+        ({"max_grad_norm": -1.0}, "--max-grad-norm is -1.0: give more than 0"),
         ({"lr": float("nan")}, "--lr is nan: give 0 or more"),
         ({"temperature": float("inf")}, "greedy samples are all alike"),
         ({"clip": 1.0}, "less than 1"),

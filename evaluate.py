@@ -1,0 +1,102 @@
+"""How good a policy is: its greedy answers, graded one by one.
+
+    answers = greedy(load("", "cpu"), data.load(split="test"), max_new_tokens=384)
+    means(answers)   -> {"em_star": -1.46, "es_star": 1.77, "format": 99.3, "exact": 1.0}
+
+A completion is parsed once; tables, sample pages and curves (`report.py`) are views of the records.
+"""
+
+import random
+from dataclasses import dataclass
+
+import torch
+from tqdm import tqdm
+
+import data
+import reward
+from policy import Policy
+
+ROWS = 64  # rows that are decoded together
+Report = dict[str, list["Graded"]]  # the graded answers of each split
+
+
+@dataclass(frozen=True)
+class Graded:
+    """One answer and what it is worth."""
+
+    example: data.Example
+    text: str  # the completion, from right after the prompt's <think>
+    format: float  # +1 or -1
+    exact: bool  # the code equals the target's, comments and blank lines aside
+    em: float  # EM*: 2, -1.5 or -2
+    es: float  # ES*, in [-2, 2]
+
+
+def grade(examples: list[data.Example], texts: list[str], device: str = "cpu") -> list[Graded]:
+    """One record an answer, in order."""
+    scored = reward.score(texts, [e.new_code for e in examples], "es_star", device)
+    columns = (scored[name].tolist() for name in ("format", "exact", "correctness"))
+    graded = []
+    for example, text, layout, exact, es in zip(examples, texts, *columns, strict=True):
+        em = 2.0 if exact else -2.0 if es == -2 else -1.5  # ES* is -2 only without parsing code
+        graded.append(Graded(example, text, layout, exact == 1, em, es))
+    return graded
+
+
+def means(graded: list[Graded]) -> dict[str, float]:
+    """Means over the rows: EM* and ES* in [-2, 2], format and exact match in percent."""
+
+    def mean(values) -> float:
+        return torch.tensor(values, dtype=torch.float32).mean().item()
+
+    return {
+        "em_star": mean([g.em for g in graded]),
+        "es_star": mean([g.es for g in graded]),
+        "format": 50 * (mean([g.format for g in graded]) + 1),
+        "exact": 100 * mean([g.exact for g in graded]),
+    }
+
+
+def greedy(
+    policy: Policy, examples: list[data.Example], max_new_tokens: int, bar: tqdm | None = None
+) -> list[Graded]:
+    """The graded greedy answer to every example, in order; like lengths are decoded together.
+
+    `bar` moves on by a row for each answer, and shows the share of exact ones so far.
+    """
+    order = sorted(range(len(examples)), key=lambda i: len(examples[i].old_code))
+    graded: dict[int, Graded] = {}
+    for start in range(0, len(order), ROWS):
+        places = order[start : start + ROWS]
+        rows = [examples[i] for i in places]
+        texts = policy.complete(rows, max_new_tokens=max_new_tokens)
+        graded |= zip(places, grade(rows, texts, policy.model.device), strict=True)
+        if bar is not None:
+            share = sum(g.exact for g in graded.values()) / len(graded)
+            bar.set_postfix_str(f"exact {share:.0%}", refresh=False)
+            bar.update(len(rows))
+    return [graded[i] for i in range(len(examples))]
+
+
+def chosen(path: str, most: int) -> dict[str, list[data.Example]]:
+    """A fixed choice of at most `most` rows of each split of a data file."""
+    # No run's seed: with that the rows here would be those that the run trains on first.
+    splits = {name: data.load(path, name) for name in data.splits(path)}
+    return {
+        name: random.Random("report").sample(rows, min(most, len(rows)))
+        for name, rows in splits.items()
+    }
+
+
+def report(policy: Policy, path: str, most: int, max_new_tokens: int, title: str) -> Report:
+    """Greedy answers of a policy to the chosen rows of each split, under a progress bar."""
+    rows = chosen(path, most)
+    with tqdm(
+        total=sum(map(len, rows.values())), desc=title, unit="row", dynamic_ncols=True
+    ) as bar:
+        return {name: greedy(policy, rows[name], max_new_tokens, bar) for name in rows}
+
+
+def copied(examples: list[data.Example]) -> list[Graded]:
+    """What copying the old code is worth: every result must be read against it."""
+    return grade(examples, [data.answer("", e.old_code) for e in examples])

@@ -1,0 +1,298 @@
+"""What a run shows: tables, sample pages, curves, and the file of its metrics.
+
+    python report.py [RUN ...]     the table of results, of these run folders or of data/results
+
+All of it are views of two things: the graded answers before and after training (`evaluate.Report`,
+a list of `Graded` for each split), and the rows of `metrics.jsonl`, one dictionary a step.
+"""
+
+import difflib
+import itertools
+import json
+import math
+import os
+import resource
+import statistics
+import sys
+import time
+from pathlib import Path
+
+import torch
+from torch import Tensor
+from tqdm import tqdm
+
+import data
+import reward
+from evaluate import Graded, Report, copied, means
+from rollout import Rollout
+
+LABELS = {"train": "training split", "test_seen": "new updates", "test": "held-out libraries"}
+
+# ------------------------------------------------------------------------------------------------
+# Before and after
+# ------------------------------------------------------------------------------------------------
+
+
+def table(before: Report, after: Report) -> str:
+    """Markdown: copying, the base and the trained policy, on training and held-out libraries."""
+    lines = [
+        "| updates | rows | policy | EM* | ES* | format | exact |",
+        "|---|---|---|---|---|---|---|",
+    ]
+    for split in after:
+        rows = {
+            "copy the old code": copied([g.example for g in after[split]]),
+            "base": before[split],
+            "trained": after[split],
+        }
+        for who, graded in rows.items():
+            m = means(graded)
+            lines.append(
+                f"| {LABELS[split]} | {len(graded)} | {who} | {m['em_star']:.2f} "
+                f"| {m['es_star']:.2f} | {m['format']:.1f} % | {m['exact']:.1f} % |"
+            )
+    return "\n".join(lines)
+
+
+def kinds(before: Report, after: Report) -> str:
+    """Markdown: which kinds of update come out right, over the rows that training never saw."""
+    hits: dict[str, list[tuple[bool, bool]]] = {}
+    for split in (name for name in after if name != "train"):
+        for old, new in zip(before[split], after[split], strict=True):
+            hits.setdefault(new.example.kind or "unnamed", []).append((old.exact, new.exact))
+    lines = ["| kind of update | rows | base | trained |", "|---|---|---|---|"]
+    for kind, pairs in sorted(hits.items(), key=lambda item: -len(item[1])):
+        old, new = (
+            f"{100 * sum(column) / len(pairs):.0f} %" for column in zip(*pairs, strict=True)
+        )
+        lines.append(f"| {kind} | {len(pairs)} | {old} | {new} |")
+    return "\n".join(lines) if hits else ""
+
+
+def sample_page(before: list[Graded], after: list[Graded], count: int = 4) -> str:
+    """Completions before and after: the first ones of a split, then failures after training."""
+    missed = [i for i, graded in enumerate(after) if not graded.exact]
+    places = dict.fromkeys([*range(min(count, len(after))), *missed[:count]])
+    return "\n".join(example_page(before[i], after[i]) for i in places)
+
+
+def example_page(old: Graded, new: Graded) -> str:
+    """One example of samples.md: the note, the code, and what the policy said before and after."""
+    example = new.example
+    title = f"## {example.id or example.dependency}: {'right' if new.exact else 'WRONG'}"
+    blocks = [title + " after training", example.update_info, "Old code:", fence(example.old_code)]
+    blocks += ["Before:", fence("<think>" + old.text), "After:", fence("<think>" + new.text)]
+    return "\n\n".join([*blocks, "True code:", fence(example.new_code)]) + "\n"
+
+
+def fence(text: str) -> str:
+    return f"~~~~\n{text.strip(chr(10))}\n~~~~"
+
+
+# ------------------------------------------------------------------------------------------------
+# While it runs
+# ------------------------------------------------------------------------------------------------
+
+
+class Log:
+    """The numbers of one step: sums over micro-batches, means over optimizer steps."""
+
+    def __init__(self):
+        self.begin, self.updates, self.sums = time.time(), 0, {}
+        self.scores: list[dict[str, Tensor]] = []
+
+    def sampled(self, rollout: Rollout, scores: dict[str, Tensor]) -> None:
+        """Every sampled group counts, kept or not: the kept ones alone would flatter."""
+        self.scores.append({**scores, "length": rollout.length, "truncated": rollout.truncated})
+
+    def add(self, **numbers: float) -> None:
+        for name, number in numbers.items():
+            self.sums[name] = self.sums.get(name, 0.0) + number
+
+    def updated(self, grad_norm: float) -> None:
+        """An optimizer step is done."""
+        self.add(grad_norm=grad_norm)
+        self.updates += 1
+
+    def close(self) -> dict[str, float]:
+        """Reward first, loss last: on its own the loss says little (see grpo.loss)."""
+        seconds, metrics = time.time() - self.begin, {}
+        if self.scores:
+            metrics = {name: self.mean(key) for name, key in SAMPLED.items()}
+            tokens = sum(int(scores["length"].sum()) for scores in self.scores)
+            metrics["tokens_per_s"] = tokens / seconds
+        metrics["seconds"] = seconds
+        means = {name: number / max(self.updates, 1) for name, number in self.sums.items()}
+        return {**metrics, **means, "loss": means.get("loss", 0.0)}
+
+    def mean(self, key: str) -> float:
+        return torch.cat([scores[key].float().flatten() for scores in self.scores]).mean().item()
+
+
+# Each metric of the samples, and where it comes from.
+SAMPLED = {
+    "reward": "total", "exact": "exact", "format": "format",
+    "dead": "dead", "length": "length", "truncated": "truncated",
+}  # fmt: skip
+
+
+def line(metrics: dict) -> dict[str, str]:
+    """What the progress bar shows: reward first, loss last."""
+    forms = {
+        "reward": "+.2f", "exact": ".0%", "dead": ".0%", "length": ".0f", "clipfrac": ".1%",
+        "grad_norm": ".2f", "tokens_per_s": ".0f", "loss": "+.3f",
+    }  # fmt: skip
+    return {name: format(metrics[name], form) for name, form in forms.items() if name in metrics}
+
+
+def show(example: data.Example, text: str, scores: dict[str, Tensor]) -> None:
+    """Print the first sample of a step: its note, its thought, its code as a diff, its reward."""
+    names = ("format", "correctness", "total")
+    parts = ", ".join(f"{name} {scores[name][0, 0]:+.2f}" for name in names)
+    tqdm.write(f"\n{example.id or example.dependency}: {parts}\n{example.update_info}")
+    tqdm.write(f"<think>{text.partition('</think>')[0].rstrip()} </think>")
+    tqdm.write(difference(example.new_code, reward.extract_code(text)) + "\n")
+
+
+def difference(target: str, code: str | None) -> str:
+    """Where an answer's code leaves the target: minus is the target's line, plus the answer's."""
+    if code is None:
+        return "(no code block)"
+    lines = difflib.unified_diff(target.split("\n"), code.split("\n"), lineterm="", n=1)
+    return "\n".join(map(coloured, list(lines)[2:])) or "(the code of the target)"
+
+
+def coloured(text: str) -> str:
+    """A line of a diff, green or red on a terminal, plain elsewhere and where NO_COLOR is set."""
+    colour = {"+": "\x1b[32m", "-": "\x1b[31m"}.get(text[:1])
+    plain = colour is None or os.environ.get("NO_COLOR") or not sys.stdout.isatty()
+    return text if plain else f"{colour}{text}\x1b[0m"
+
+
+def peak_memory(device: str) -> float:
+    """Most memory this process ever held, in GB (10^9 bytes): of the GPU where there is one."""
+    if device == "cuda":
+        return torch.cuda.max_memory_allocated() / 1e9
+    unit = 1 if sys.platform == "darwin" else 1024  # ru_maxrss is in bytes there, else in KiB
+    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * unit / 1e9
+
+
+# ------------------------------------------------------------------------------------------------
+# metrics.jsonl: a line a step, the last line the grades
+# ------------------------------------------------------------------------------------------------
+
+
+def append(folder: Path, row: dict) -> None:
+    with open(folder / "metrics.jsonl", "a") as file:
+        file.write(json.dumps(row) + "\n")
+
+
+def history(folder: Path) -> list[dict]:
+    """The steps of a run, without its grades."""
+    rows = [json.loads(text) for text in (folder / "metrics.jsonl").read_text().splitlines()]
+    return [row for row in rows if "grade" not in row]
+
+
+def rewind(folder: Path, step: int) -> None:
+    """Drop the metrics of steps after the checkpoint, and a line half written: made again."""
+    file = folder / "metrics.jsonl"
+    lines = [text for text in file.read_text().splitlines(keepends=True) if text.endswith("\n")]
+    file.write_text("".join(text for text in lines if json.loads(text).get("step", 0) <= step))
+
+
+PANELS = {
+    "reward": "reward (mean, -3 to 3)",
+    "exact": "exact match (share)",
+    "dead": "dead groups (share)",
+    "length": "length (tokens)",
+    "clipfrac": "clipped tokens (share)",
+    "kl": "KL to the base (nats a token)",
+    "grad_norm": "gradient norm",
+    "loss": "loss",
+}
+
+
+def curves(path: Path, steps: list[dict]) -> None:
+    """One panel per metric over the steps, reward first."""
+    import matplotlib
+
+    matplotlib.use("Agg")
+    from matplotlib import pyplot
+
+    names = [n for n in PANELS if any(m.get(n) for m in steps)]  # not what was never measured
+    figure, axes = pyplot.subplots(
+        2, math.ceil(len(names) / 2) or 1, figsize=(11, 5), squeeze=False
+    )
+    for axis, name in itertools.zip_longest(axes.flat, names):
+        if name is None:
+            axis.axis("off")
+            continue
+        values = [m.get(name, math.nan) for m in steps]
+        axis.plot([m["step"] for m in steps], values, linewidth=1.2)
+        axis.set_title(PANELS[name], fontsize=10)
+        axis.grid(alpha=0.3)
+        axis.spines[["top", "right"]].set_visible(False)
+    figure.supxlabel("step", fontsize=10)
+    figure.tight_layout()
+    figure.savefig(path, dpi=110)
+    pyplot.close(figure)
+
+
+# ------------------------------------------------------------------------------------------------
+# The table of several runs
+# ------------------------------------------------------------------------------------------------
+
+
+def outcome(folder: Path) -> dict:
+    """Name, seed, grades, minutes and memory of one run folder; no grades if it was stopped."""
+    config = json.loads((folder / "config.json").read_text())
+    last = json.loads((folder / "metrics.jsonl").read_text().splitlines()[-1])
+    name = config["algo"].upper()
+    if name == "DAPO":
+        name += f", {config['live']} filter"
+    if name != "SFT" and config["correctness"] != "em_star":
+        name += f", {config['correctness']}"
+    return {"name": name, "seed": config["seed"], **last}
+
+
+def results_row(name: str, seed: str, runs: list[dict]) -> str:
+    """One line of the table: means over `runs`, with the spread where there are several."""
+
+    def value(when: str, split: str, key: str, form: str) -> str:
+        values = [run["grade"][when][split][key] for run in runs]
+        spread = f" ± {statistics.stdev(values):.1f}" if len(values) > 1 and key == "exact" else ""
+        return format(statistics.mean(values), form) + spread
+
+    cells = [
+        value("before", "test", "exact", ".1f"),
+        value("after", "test", "exact", ".1f"),
+        value("after", "test_seen", "exact", ".1f"),
+        value("after", "train", "exact", ".1f"),
+        value("after", "test", "em_star", ".2f"),
+        value("after", "test", "es_star", ".2f"),
+        value("after", "test", "format", ".1f"),
+        f"{statistics.mean(run['minutes'] for run in runs):.1f}",
+        f"{max(run['memory_gb'] for run in runs):.1f}",
+    ]
+    return f"| {name} | {seed} | " + " | ".join(cells) + " |"
+
+
+def results(folders: list[Path]) -> str:
+    """Markdown: greedy exact match in percent on each split; EM*, ES* and format on held-out."""
+    runs = [run for run in map(outcome, folders) if "grade" in run]  # not those that were stopped
+    lines = [
+        "| algorithm | seed | before: held-out libraries | after: held-out libraries "
+        "| new updates | training split | EM* | ES* | format | minutes | GB |",
+        "|---" * 11 + "|",
+    ]
+    for name in sorted({run["name"] for run in runs}):
+        group = sorted((run for run in runs if run["name"] == name), key=lambda run: run["seed"])
+        lines += [results_row(name, run["seed"], [run]) for run in group]
+        if len(group) > 1:
+            lines.append(results_row(f"**{name}**", "mean", group))
+    return "\n".join(lines)
+
+
+if __name__ == "__main__":
+    records = sorted(p.parent for p in (data.HERE / "results").glob("*/config.json"))
+    print(results([Path(name) for name in sys.argv[1:]] or records))
