@@ -1,19 +1,20 @@
-"""A policy: a causal language model with its tokenizer. Load it, ask it, keep a run's state.
+"""A policy: a causal language model with its tokenizer. Load it, ask it.
 
     policy = load("", "cpu")                                # the bundled one, 1.9 M parameters
     policy.complete(data.load(split="test")[:1], max_new_tokens=384)
         -> ["\\nReplace `...` by `...`.\\n</think>\\n<answer>\\n```python\\n..."]
 
-Not here: how tokens are drawn and scored (`rollout.py`), what an answer is worth (`reward.py`).
+Not here: how tokens are drawn and scored (`rollout.py`), what an answer is worth (`reward.py`), the
+state of a run (`checkpoint.py`).
 Shapes: B prompts, G samples a prompt, T completion length.
 """
 
-import shutil
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from pathlib import Path
 from pickle import UnpicklingError
 
 import torch
+from safetensors import SafetensorError
 from transformers import (
     AutoModelForCausalLM,
     AutoTokenizer,
@@ -80,74 +81,71 @@ class Policy:
         return written(self.prompts(examples), answers, self.pad_id, self.model.device)
 
 
+# What transformers, safetensors and torch raise for one broken model folder or another.
+UNREADABLE = (
+    *(OSError, ValueError, RuntimeError, TypeError, KeyError, AttributeError, ImportError),
+    *(EOFError, SafetensorError, UnpicklingError),
+)
+
+
 def load(name: str, device: str) -> Policy:
     """A causal language model in float32, its tokenizer, and every id that may end an answer.
 
     `name` is a folder or a hub id, "" the bundled policy. ValueError in one sentence if it is not
-    to be had.
+    to be had, or is not whole: transformers would fill a gap with random weights.
     """
     name = name or str(data.POLICY)
     if not Path(name).exists() and (name.startswith((".", "/")) or name.count("/") != 1):
         raise ValueError(f"--model {name}: no such folder; data.policy.make makes the bundled one")
     try:
-        model = AutoModelForCausalLM.from_pretrained(name, dtype=torch.float32).to(device)
+        model, loading = AutoModelForCausalLM.from_pretrained(
+            name, dtype=torch.float32, output_loading_info=True
+        )
         tokenizer = AutoTokenizer.from_pretrained(name)
-    except OSError as error:
-        raise ValueError(f"--model {name}: {str(error).splitlines()[0]}") from None
+    except UNREADABLE as error:
+        reason = (str(error).strip() or type(error).__name__).splitlines()[0]
+        raise ValueError(f"--model {name} cannot be loaded: {reason}") from None
+    check_weights(name, model, loading)
     ends = model.generation_config.eos_token_id
     ends = ends if isinstance(ends, list) else [ends]
     eos_ids = [i for i in dict.fromkeys([tokenizer.eos_token_id, *ends]) if i is not None]
     if not eos_ids:
         raise ValueError(f"--model {name}: neither tokenizer nor model names an end token")
     pad_id = eos_ids[0] if tokenizer.pad_token_id is None else tokenizer.pad_token_id
-    return Policy(model, tokenizer, eos_ids, pad_id)
+    policy = Policy(model.to(device), tokenizer, eos_ids, pad_id)
+    check_speech(name, policy)
+    return policy
 
 
-# ------------------------------------------------------------------------------------------------
-# A run's state
-# ------------------------------------------------------------------------------------------------
+def check_weights(name: str, model: PreTrainedModel, loading: dict) -> None:
+    """ValueError unless each weight came from the files, and is a number."""
+    for fault in ("missing", "unexpected", "mismatched"):
+        if keys := sorted(map(str, loading.get(f"{fault}_keys", ()))):
+            raise ValueError(
+                f"--model {name}: {len(keys)} {fault} weights for a {model.config.model_type} "
+                f"({keys[0]}, ...): its config.json and its weights do not belong together"
+            )
+    for key, p in model.named_parameters():
+        if not torch.isfinite(p).all():
+            raise ValueError(f"--model {name}: {key} holds numbers that are not finite")
 
 
-@dataclass
-class State:
-    """What changes while training, beside the weights."""
-
-    optimizer: torch.optim.Optimizer
-    generator: torch.Generator  # draws the samples
-    step: int = 0
-    drawn: int = 0  # examples taken from the endless, shuffled training data
-    live: int = 0  # groups that the last step was trained on
-    idle: int = 0  # steps in a row without one
-
-    def count(self, drawn: int, live: int) -> None:
-        """A step is done. One that Ctrl-C cuts short is not counted, and its prompts come again."""
-        self.step, self.drawn, self.live = self.step + 1, self.drawn + drawn, live
-        self.idle = 0 if live else self.idle + 1
+# A row that no template or tokenizer has reason to change.
+PROBE = data.Example("lib", "==2.0", "", "Call `new_name(x=1)`.", "old_name(x=1)\n", "", "")
 
 
-def save(folder: Path, policy: Policy, state: State) -> None:
-    """Write folder/checkpoint. The last one stays until the new one is whole."""
-    fresh, final, old = (folder / f"checkpoint{end}" for end in (".new", "", ".old"))
-    for left in (fresh, old):
-        shutil.rmtree(left, ignore_errors=True)
-    policy.model.save_pretrained(fresh)
-    policy.tokenizer.save_pretrained(fresh)
-    counts = {"step": state.step, "drawn": state.drawn}  # a resumed run has its patience anew
-    kept = {"optimizer": state.optimizer.state_dict(), "generator": state.generator.get_state()}
-    torch.save(counts | kept, fresh / "state.pt")
-    if final.exists():
-        final.rename(old)
-    fresh.rename(final)
-    shutil.rmtree(old, ignore_errors=True)
-
-
-def restore(folder: Path, state: State) -> State:
-    """The state that `save` wrote, put into this one's optimizer and generator."""
-    file = folder / "checkpoint" / "state.pt"
-    try:
-        saved = torch.load(file, map_location="cpu", weights_only=True)
-    except (RuntimeError, EOFError, UnpicklingError):
-        raise ValueError(f"{file} is damaged: start a new run") from None
-    state.optimizer.load_state_dict(saved.pop("optimizer"))
-    state.generator.set_state(saved.pop("generator"))
-    return replace(state, **saved)
+def check_speech(name: str, policy: Policy) -> None:
+    """ValueError unless note and code reach the model through tokenizer and chat template."""
+    ids = data.prompt(PROBE, policy.tokenizer)
+    shown = "".join(policy.tokenizer.decode(ids).split())
+    rows = policy.model.get_input_embeddings().num_embeddings
+    if any("".join(text.split()) not in shown for text in (PROBE.update_info, PROBE.old_code)):
+        raise ValueError(
+            f"--model {name}: its tokenizer or chat template loses the note or the code of a "
+            "prompt; take the tokenizer that belongs to the model"
+        )
+    if max(ids + policy.eos_ids) >= rows:
+        raise ValueError(
+            f"--model {name}: its tokenizer has more tokens than its {rows} embeddings; take the "
+            "tokenizer that belongs to the model"
+        )

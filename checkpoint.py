@@ -1,0 +1,237 @@
+"""A run's folder: who writes to it, and the checkpoints that a killed run goes on from.
+
+    RUN/.lock          held by the process that writes here; the system lets go however it dies
+    RUN/checkpoint/    the last whole step: a model folder that from_pretrained loads, and beside it
+        optimizer.safetensors    AdamW's moments, by the names of the parameters
+        random.safetensors       the random generators
+        state.json               the counts, and a checksum of every file; written last
+    RUN/checkpoint-10/ an older one
+
+A checkpoint is always of a whole step, and whole: one without its state.json does not count. All of
+it is safetensors and JSON, so that loading one runs no code.
+"""
+
+import contextlib
+import fcntl
+import hashlib
+import json
+import shutil
+from collections.abc import Iterator
+from dataclasses import dataclass, field
+from pathlib import Path
+
+import torch
+from safetensors import SafetensorError
+from safetensors.torch import load_file, save_file
+from torch import Tensor, nn
+
+from policy import Policy
+
+LAST, FRESH = "checkpoint", "checkpoint.new"
+MOMENTS = ("step", "exp_avg", "exp_avg_sq")  # what AdamW keeps of each parameter
+COUNTS = ("step", "drawn", "live", "idle", "skipped", "seconds")  # of a State
+
+
+@dataclass
+class State:
+    """What changes while training, beside the weights."""
+
+    optimizer: torch.optim.AdamW
+    generator: torch.Generator  # draws the samples; on the CPU
+    step: int = 0
+    drawn: int = 0  # examples taken from the endless, shuffled training data
+    live: int = 0  # groups that the last step was trained on
+    idle: int = 0  # steps in a row without one
+    skipped: int = 0  # optimizer steps in a row whose loss or gradient was not finite
+    seconds: float = 0.0  # of the sessions before this one
+    whole: bool = True  # the weights are those after `step` whole steps
+    random: dict[str, Tensor] = field(default_factory=dict)  # generators, as they were then
+
+    def __post_init__(self):
+        self.random = self.random or self.generators()
+
+    def count(self, drawn: int, live: int) -> None:
+        """A step is done. One that is cut short is not counted, and its prompts come again."""
+        self.step, self.drawn, self.live = self.step + 1, self.drawn + drawn, live
+        self.idle = 0 if live else self.idle + 1
+        self.whole, self.random = True, self.generators()
+
+    def generators(self) -> dict[str, Tensor]:
+        """The state of every generator that a step may draw from."""
+        states = {"samples": self.generator.get_state(), "cpu": torch.get_rng_state()}
+        if torch.cuda.is_available():
+            states["cuda"] = torch.cuda.get_rng_state()
+        return states
+
+
+@contextlib.contextmanager
+def claimed(folder: Path) -> Iterator[None]:
+    """Inside, no other run writes to this folder. ValueError if one does already."""
+    folder.mkdir(parents=True, exist_ok=True)
+    lock = folder / ".lock"
+    with open(lock, "a") as file:
+        try:
+            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            raise ValueError(f"{folder} is in use by another run: give another --out") from None
+        try:
+            yield
+        finally:
+            lock.unlink(missing_ok=True)
+
+
+def is_empty(folder: Path) -> bool:
+    """Whether nothing was ever kept here."""
+    return all(path.name == ".lock" for path in folder.iterdir())
+
+
+# ------------------------------------------------------------------------------------------------
+# Write
+# ------------------------------------------------------------------------------------------------
+
+
+def save(folder: Path, policy: Policy, state: State, keep: int = 2) -> None:
+    """Write folder/checkpoint; keep the newest `keep`, this one included.
+
+    ValueError, and what was there stays, if weights are not finite or the disk is full.
+    """
+    if not all(torch.isfinite(p).all() for p in policy.model.parameters()):
+        raise ValueError(f"step {state.step}: weights are not finite, so they are not saved")
+    fresh = folder / FRESH
+    shutil.rmtree(fresh, ignore_errors=True)
+    try:
+        write(fresh, policy, state)
+    except (OSError, SafetensorError) as error:
+        shutil.rmtree(fresh, ignore_errors=True)
+        raise ValueError(
+            f"the checkpoint of step {state.step} cannot be written ({error}): make room, then go "
+            f"on with --resume {folder}"
+        ) from None
+    promote(folder)
+    for old in sorted(whole(folder), key=step_of)[:-keep]:
+        shutil.rmtree(old)
+
+
+def promote(folder: Path) -> None:
+    """Make the fresh checkpoint the last one. A kill at any point leaves what it needs to go on."""
+    fresh, last = folder / FRESH, folder / LAST
+    if last.exists():
+        step = read_state(last)["step"]
+        older = folder / f"{LAST}-{step}"
+        shutil.rmtree(older, ignore_errors=True)
+        if step == read_state(fresh)["step"]:
+            shutil.rmtree(last)
+        else:
+            last.rename(older)
+    fresh.rename(last)
+
+
+def write(fresh: Path, policy: Policy, state: State) -> None:
+    """The files of a checkpoint, state.json last and at one stroke."""
+    policy.model.save_pretrained(fresh)
+    policy.tokenizer.save_pretrained(fresh)
+    save_file(moments(policy.model, state.optimizer), fresh / "optimizer.safetensors")
+    save_file(state.random, fresh / "random.safetensors")
+    counts = {name: getattr(state, name) for name in COUNTS}
+    sums = {path.name: checksum(path) for path in sorted(fresh.iterdir())}
+    draft = fresh / "state.draft"
+    draft.write_text(json.dumps(counts | {"sha256": sums}, indent=1) + "\n", encoding="utf-8")
+    draft.rename(fresh / "state.json")
+
+
+def moments(model: nn.Module, optimizer: torch.optim.AdamW) -> dict[str, Tensor]:
+    """AdamW's state as `PARAMETER|MOMENT`; nothing before its first step."""
+    return {
+        f"{name}|{moment}": optimizer.state[p][moment].contiguous()
+        for name, p in model.named_parameters()
+        if p in optimizer.state
+        for moment in MOMENTS
+    }
+
+
+def checksum(path: Path) -> str:
+    digest = hashlib.sha256()
+    with open(path, "rb") as file:
+        while block := file.read(2**20):
+            digest.update(block)
+    return digest.hexdigest()
+
+
+def check_room(folder: Path, keep: int) -> None:
+    """ValueError if the disk has no room for the checkpoints to come, each as large as the last."""
+    size = sum(path.stat().st_size for path in (folder / LAST).iterdir())
+    free = shutil.disk_usage(folder).free
+    if free < keep * size:
+        raise ValueError(
+            f"{folder}: {keep} more checkpoints of {size / 1e9:.1f} GB do not fit in the "
+            f"{free / 1e9:.1f} GB that are free: make room, or lower --keep"
+        )
+
+
+# ------------------------------------------------------------------------------------------------
+# Read
+# ------------------------------------------------------------------------------------------------
+
+
+def whole(folder: Path) -> list[Path]:
+    """The checkpoints here, also those that a kill left under another name."""
+    return [path.parent for path in folder.glob(f"{LAST}*/state.json")]
+
+
+def step_of(checkpoint: Path) -> tuple[int, bool]:
+    """The step of a checkpoint; of two of one step the folder `checkpoint` is the later."""
+    return read_state(checkpoint)["step"], checkpoint.name == LAST
+
+
+def newest(folder: Path) -> Path | None:
+    """The checkpoint to go on from, every file as it was written; None if there is none.
+
+    ValueError names a file that is damaged.
+    """
+    if (folder / FRESH / "state.json").is_file():  # a kill came before it got its place
+        promote(folder)
+    if not whole(folder):
+        return None
+    last = max(whole(folder), key=step_of)
+    for name, saved in read_state(last)["sha256"].items():
+        if not (last / name).is_file() or checksum(last / name) != saved:
+            raise damaged(last / name)
+    return last
+
+
+def read_state(checkpoint: Path) -> dict:
+    """The counts and checksums of a checkpoint."""
+    file = checkpoint / "state.json"
+    try:
+        counts = json.loads(file.read_text(encoding="utf-8"))
+        types = {name: float if name == "seconds" else int for name in COUNTS} | {"sha256": dict}
+        if all(type(counts[name]) is kind for name, kind in types.items()):
+            return counts
+    except (ValueError, TypeError, KeyError):
+        pass
+    raise damaged(file)
+
+
+def damaged(file: Path) -> ValueError:
+    return ValueError(
+        f"{file} is damaged: delete the folder {file.parent.name} to go on from an older "
+        "checkpoint, or start a new run"
+    )
+
+
+def restore(checkpoint: Path, policy: Policy, state: State) -> None:
+    """Put what `save` wrote into a fresh state; the policy is already that of the checkpoint."""
+    counts = read_state(checkpoint)
+    for name in COUNTS:
+        setattr(state, name, counts[name])
+    kept = load_file(checkpoint / "optimizer.safetensors")
+    parameters = dict(policy.model.named_parameters())
+    for key, moment in kept.items():
+        name, _, kind = key.rpartition("|")
+        p = parameters[name]
+        state.optimizer.state[p][kind] = moment if kind == "step" else moment.to(p.device)
+    state.random = load_file(checkpoint / "random.safetensors")
+    state.generator.set_state(state.random["samples"])
+    torch.set_rng_state(state.random["cpu"])
+    if "cuda" in state.random and torch.cuda.is_available():
+        torch.cuda.set_rng_state(state.random["cuda"])

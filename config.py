@@ -1,0 +1,210 @@
+"""The settings of a run: `Config`, what its values must be, and the command line that fills it.
+
+    python recode.py --algo dapo --steps 20    -> Config(algo="dapo", steps=20, ...)
+
+It does not load torch, so that `--help` and a wrong flag are answered at once.
+"""
+
+import argparse
+import json
+import math
+from dataclasses import asdict, dataclass, field, fields
+from pathlib import Path
+
+RL = ("grpo", "dapo")  # the algorithms that sample
+
+
+def flag(default, meaning: str, choices: tuple = (), only: tuple = ()):
+    """A field of Config: the help of its flag, its choices, the algorithms that read it (all)."""
+    return field(default=default, metadata={"help": meaning, "choices": choices, "only": only})
+
+
+@dataclass
+class Config:
+    """Everything a run depends on. The defaults suit the bundled policy."""
+
+    algo: str = flag("grpo", "algorithm", ("grpo", "dapo", "sft"))
+    model: str = flag("", "folder or hub id of a causal language model (default: bundled)")
+    data: str = flag("", "JSON-lines file of API updates (default: bundled)")
+    steps: int = flag(12, "rollouts to train on (sft: batches)")
+    device: str = flag("auto", "auto takes the GPU where there is one", ("auto", "cpu", "cuda"))
+    threads: int = flag(0, "CPU threads, 0 is as many as this process may use")
+    seed: int = flag(0, "seed of the order of the data and of sampling")
+    out: str = flag("", "run folder (default: runs/ALGO-seedN)")
+    resume: str = flag("", "run folder to go on with, in its own configuration")
+    # sample
+    prompts: int = flag(16, "B, prompts per rollout (sft: answers per batch)")
+    group_size: int = flag(8, "G, samples per prompt, 2 or more", only=RL)
+    max_new_tokens: int = flag(384, "longest completion, tokens")
+    temperature: float = flag(1.0, "of sampling and scoring alike, above 0", only=RL)
+    live: str = flag(
+        "exact", "a group is live if this varies in it", ("exact", "reward"), ("dapo",)
+    )
+    max_refills: int = flag(
+        3, "times that dead groups are replaced a step, 0 is off", (), ("dapo",)
+    )
+    patience: int = flag(10, "steps in a row without a live group before the run stops", only=RL)
+    # score
+    correctness: str = flag("em_star", "reward of the code", ("es_star", "em_star"), RL)
+    overlong_buffer: int = flag(
+        0, "soft zone before --max-new-tokens, tokens, 0 is off", only=("dapo",)
+    )
+    # advantage and loss
+    scale: bool = flag(True, "divide the advantage by the group's std (Dr. GRPO does not)", only=RL)
+    clip: float = flag(0.2, "the ratio is clipped to 1 - clip ... 1 + clip", only=("grpo",))
+    beta: float = flag(0.001, "weight of the KL to the untrained model, 0 is off", only=("grpo",))
+    clip_low: float = flag(0.2, "lower clip", only=("dapo",))
+    clip_high: float = flag(0.28, "upper clip", only=("dapo",))
+    dual_clip: float = flag(
+        10.0, "bound on the ratio where the advantage is negative, inf is off", only=("dapo",)
+    )
+    # step
+    updates: int = flag(2, "optimizer steps per rollout", only=RL)
+    micro_groups: int = flag(2, "groups per forward pass: memory against speed", only=RL)
+    micro_rows: int = flag(16, "answers per forward pass: memory against speed", only=("sft",))
+    lr: float = flag(4e-4, "peak learning rate (1e-6 is usual for all weights of a real model)")
+    warmup: int = flag(2, "steps of linear warm-up, times a cosine down to a tenth")
+    weight_decay: float = flag(0.0, "AdamW's, per step and learning rate")
+    max_grad_norm: float = flag(1.0, "longer gradients are scaled down to this norm")
+    # report
+    save_every: int = flag(10, "steps between checkpoints, beside the one at the end")
+    keep: int = flag(2, "newest checkpoints to keep, the last one included")
+    eval_rows: int = flag(300, "rows of each split in the final table, at most")
+    show_every: int = flag(0, "steps between two completions that are shown, 0 is off", only=RL)
+    tensorboard: bool = flag(False, "write event files for TensorBoard beside metrics.jsonl")
+
+    def __post_init__(self):
+        check(self)
+        self.out = self.out or f"runs/{self.algo}-seed{self.seed}"
+
+    @property
+    def live_by(self) -> str:
+        """The score whose spread makes a group live: what DAPO's filter asks for, or the reward."""
+        return "exact" if self.algo == "dapo" and self.live == "exact" else "total"
+
+    def record(self) -> dict:
+        """What config.json holds: the settings that this run reads, without --resume."""
+        read = {f.name for f in fields(self) if self.algo in (f.metadata["only"] or [self.algo])}
+        return {k: v for k, v in asdict(self).items() if k in read and k != "resume"}
+
+
+# What numbers must satisfy (nan satisfies nothing), and the same in words.
+LIMITS = [
+    (
+        "steps prompts max_new_tokens updates micro_groups micro_rows patience save_every keep "
+        "eval_rows",
+        lambda x: 1 <= x < 2**31,
+        "1 or more",
+    ),
+    (
+        "max_refills warmup overlong_buffer lr beta weight_decay show_every threads",
+        lambda x: 0 <= x < math.inf,
+        "0 or more",
+    ),
+    ("clip_high max_grad_norm", lambda x: 0 < x < math.inf, "more than 0"),
+    ("clip clip_low", lambda x: 0 < x < 1, "more than 0 and less than 1"),
+    ("temperature", lambda x: 0 < x < math.inf, "more than 0: greedy samples are all alike"),
+    ("group_size", lambda x: 2 <= x < 2**31, "2 or more: an advantage compares samples"),
+    ("seed", lambda x: 0 <= x < 2**63, "0 or more, and less than 2^63"),
+]
+ROLLOUT = 2**27  # most tokens in one rollout, at most 2 GB of records; more is a slip of the key
+# What --resume may change. Anything else would make one run of two.
+RESUMABLE = set(
+    "resume steps device threads micro_groups micro_rows patience save_every keep eval_rows "
+    "show_every tensorboard".split()
+)
+
+
+def check(config: Config) -> None:
+    """ValueError with one sentence for whatever a run cannot have."""
+    for f in fields(config):
+        value, choices = getattr(config, f.name), f.metadata["choices"]
+        # An int will do for a float, but True is no int.
+        if type(value) is not f.type and not (f.type is float and type(value) is int):
+            raise ValueError(
+                f"{spelled(f.name)} is {value!r}: give a value of type {f.type.__name__}"
+            )
+        if choices and value not in choices:
+            raise ValueError(f"{spelled(f.name)} is '{value}': choose from {', '.join(choices)}")
+        if value != f.default:
+            check_reader(f, config.algo)
+    for names, fits, wish in LIMITS:
+        for name in names.split():
+            if not fits(getattr(config, name)):
+                raise ValueError(f"{spelled(name)} is {getattr(config, name)}: give {wish}")
+    if config.prompts * config.group_size * config.max_new_tokens > ROLLOUT:
+        raise ValueError(
+            f"--prompts x --group-size x --max-new-tokens is more than {ROLLOUT} tokens in one "
+            "rollout: lower one of them"
+        )
+    if config.overlong_buffer > config.max_new_tokens:
+        raise ValueError("--overlong-buffer must not exceed --max-new-tokens, its upper end")
+    if not config.dual_clip > 1 + config.clip_high:
+        raise ValueError("--dual-clip must exceed 1 + --clip-high, else it cuts every bad token")
+
+
+def check_reader(f, algo: str) -> None:
+    """Refuse a setting that this algorithm does not read: it would be recorded as if used."""
+    only = f.metadata["only"]
+    if only and algo not in only:
+        raise ValueError(
+            f"{spelled(f.name)} is a setting of {' and '.join(only)}: "
+            f"leave it away with --algo {algo}"
+        )
+
+
+def spelled(name: str) -> str:
+    """The flag of a field: max_new_tokens -> --max-new-tokens."""
+    return "--" + name.replace("_", "-")
+
+
+def parse(arguments: list[str] | None = None) -> Config:
+    """Every field of Config is a flag. With --resume the run's own config.json gives the rest."""
+    given = vars(parser().parse_args(arguments))
+    if "resume" in given:
+        return resumed(given)
+    for f in fields(Config):
+        if f.name in given:
+            check_reader(f, given.get("algo", Config.algo))
+    return Config(**given)
+
+
+def parser() -> argparse.ArgumentParser:
+    """A flag for each field of Config, with the algorithms that read it."""
+    parser = argparse.ArgumentParser(
+        description="Teach a language model to obey API-update notes (ReCode, arXiv 2506.20495).",
+        argument_default=argparse.SUPPRESS,
+        allow_abbrev=False,
+    )
+    for f in fields(Config):
+        names = dict.fromkeys([spelled(f.name), "--" + f.name])
+        only = " and ".join(f.metadata["only"]).upper()
+        text = (f"{only}: " if only else "") + f.metadata["help"].replace("%", "%%")
+        text += "" if f.default == "" else f" (default: {f.default})"
+        if f.type is bool:
+            parser.add_argument(*names, action=argparse.BooleanOptionalAction, help=text)
+        else:
+            metavar = "|".join(f.metadata["choices"]) or f.type.__name__.upper()
+            parser.add_argument(*names, type=f.type, metavar=metavar, help=text)
+    return parser
+
+
+def resumed(given: dict) -> Config:
+    """The configuration that a run folder holds, with what --resume may change."""
+    if foreign := sorted(given.keys() - RESUMABLE):
+        raise ValueError(
+            "--resume goes on in its own folder and configuration: "
+            f"leave {spelled(foreign[0])} away"
+        )
+    file = Path(given["resume"], "config.json")
+    if not file.is_file():
+        raise ValueError(f"--resume {given['resume']}: no run to go on with in that folder")
+    try:
+        kept = json.loads(file.read_text(encoding="utf-8"))
+        return Config(**kept | given | {"out": given["resume"]})
+    except (TypeError, UnicodeDecodeError, json.JSONDecodeError):
+        raise ValueError(
+            f"{file} is not a configuration of this version: start a new run"
+        ) from None
+    except ValueError as error:
+        raise ValueError(f"{file}: {error}") from None

@@ -1,0 +1,77 @@
+"""What this machine gives to a process: CPU threads, and memory as it was used.
+
+Not here: anything about models or training.
+"""
+
+import os
+import resource
+import statistics
+import sys
+import time
+from pathlib import Path
+
+import torch
+
+SLOWER = 1.2  # all threads that take this much longer than one share their cores with other work
+
+
+def use_threads(asked: int) -> int:
+    """Tell torch how many CPU threads to use, 0 for as many as this process may; -> how many."""
+    count = asked or min(allowed_cpus(), torch.get_num_threads())
+    torch.set_num_threads(count)
+    return count
+
+
+def allowed_cpus() -> int:
+    """Cores that this process may run on: its affinity, and the quota of its control group."""
+    affinity = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count()
+    return max(1, min(affinity or 1, cpu_quota(Path("/sys/fs/cgroup"))))
+
+
+def cpu_quota(folder: Path) -> int:
+    """Whole cores that a control group grants (version 2, then 1); a large number without one."""
+    for name, period in (("cpu.max", None), ("cpu/cpu.cfs_quota_us", "cpu/cpu.cfs_period_us")):
+        try:
+            words = (folder / name).read_text().split()
+            words += (folder / period).read_text().split() if period else []
+            quota, length = words[:2]
+            return max(1, round(int(quota) / int(length))) if int(quota) > 0 else 2**15
+        except (OSError, ValueError):  # not there, or "max": no limit
+            continue
+    return 2**15
+
+
+def crowded() -> str:
+    """One sentence if all threads together are slower than one here, which is other work's doing."""
+    count = torch.get_num_threads()
+    if count == 1:
+        return ""
+    alone, together = matrix_seconds(1), matrix_seconds(count)
+    torch.set_num_threads(count)
+    if together < SLOWER * alone:
+        return ""
+    return (
+        f"{count} threads take {together / alone:.1f} times as long as one: other work uses these "
+        "cores. Stop it, or try --threads 1."
+    )
+
+
+def matrix_seconds(threads: int) -> float:
+    """Median time of some products of small matrices, as a small model makes them."""
+    torch.set_num_threads(threads)
+    a = torch.ones(256, 256)
+    seconds = []
+    for _ in range(9):
+        begin = time.perf_counter()
+        for _ in range(20):
+            a @ a
+        seconds.append(time.perf_counter() - begin)
+    return statistics.median(seconds)
+
+
+def peak_memory(device: str | torch.device) -> float:
+    """Most memory this process ever held, in GB (10^9 bytes): of the GPU where there is one."""
+    if torch.device(device).type == "cuda":
+        return torch.cuda.max_memory_allocated() / 1e9
+    unit = 1 if sys.platform == "darwin" else 1024  # ru_maxrss is in bytes there, else in KiB
+    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * unit / 1e9
