@@ -29,7 +29,7 @@ def write(folder, *rows):
 
 @pytest.fixture(scope="module")
 def rows():
-    return data.load(split="train") + data.load(split="test")
+    return [e for part in data.splits() for e in data.load(split=part)]
 
 
 @pytest.fixture(scope="module")
@@ -158,6 +158,64 @@ def test_tokenizer_is_lossless_on_all_rows(rows, tokenizer):
     ]  # fmt: skip
 
 
+# ---------------------------------------------------------------- the builder
+
+
+@pytest.fixture
+def built(tmp_path, monkeypatch):
+    """Builds the updates given, each a toy update with some fields changed; returns the rows."""
+    folders = {"updates": tmp_path / "updates", "hard": tmp_path / "hard"}
+    for name, folder in folders.items():
+        folder.mkdir()
+        monkeypatch.setattr(build, name.upper(), folder)
+
+    def call(*updates, folder="updates", library="toy"):
+        toy = {"id": "toy", "kind": "", "old_version": "1", "new_version": "2", "notes": ["a, b"]}
+        toy |= {"description": "", "usages": [{"old": "print(a)", "new": "print(b)"}]}
+        text = json.dumps([toy | update for update in updates])  # JSON is YAML as well
+        (folders[folder] / f"{library}.yaml").write_text(f"library: {library}\nupdates: {text}")
+        return [json.loads(line) for line in build.build().splitlines()]
+
+    return call
+
+
+def usage(old, new):
+    return {"usages": [{"old": old, "new": new}]}
+
+
+def test_the_folder_hard_is_test_hard_without_a_limit_of_rows(built):
+    """Prevents: hard rows are trained on, or only four of them are asked."""
+    many = [{"old": f"print(a, {n})", "new": f"print(b, {n})"} for n in range(5)]
+    assert [row["split"] for row in built({"usages": many})] == ["train"] * 4
+    found = built({"id": "hard", "usages": many}, folder="hard", library="jax")
+    assert [row["split"] for row in found] == ["test_hard"] * 5 + ["train"] * 4
+
+
+def test_an_id_that_two_rows_have_is_refused(built):
+    """Prevents: a row is lost, or its record proves another one."""
+    built({})
+    with pytest.raises(ValueError, match=r"hard/zoo\.yaml, toy-0: a second row of this id"):
+        built({}, folder="hard", library="zoo")
+
+
+@pytest.mark.parametrize(
+    "update",
+    [usage("print(a)", "print(a)"), {"kind": build.UNCHANGED}],
+)
+def test_a_row_without_a_change_must_say_so(built, update):
+    """Prevents: a slip teaches copying, or a changed row counts as one to leave alone."""
+    with pytest.raises(ValueError, match=r"updates/toy\.yaml, toy-0: a row's new code is its old"):
+        built(update)
+
+
+def test_a_fault_of_a_source_is_one_sentence(built, capsys):
+    """Prevents: a slip in a YAML file is answered by a traceback, or half a file is written."""
+    with pytest.raises(ValueError):
+        built({"kind": build.UNCHANGED})
+    assert build.main() == 2
+    assert capsys.readouterr().err.count("\n") == 1
+
+
 # ---------------------------------------------------------------- the rows
 
 
@@ -179,9 +237,10 @@ def test_ids_and_pairs_are_unique(rows):
 
 
 def test_every_pair_changes_something_and_parses(rows):
-    """Prevents: a row that teaches copying."""
+    """Prevents: a row that teaches copying, other than those whose note does not apply."""
     for e in rows:
-        assert ast.dump(ast.parse(e.old_code)) != ast.dump(ast.parse(e.new_code)), e.id
+        same = ast.dump(ast.parse(e.old_code)) == ast.dump(ast.parse(e.new_code))
+        assert same == (e.kind == build.UNCHANGED), e.id
 
 
 def test_test_libraries_are_held_out(rows):
