@@ -1,12 +1,13 @@
 """Prove the data set by running it, and keep the outcomes in `verified.jsonl`.
 
-    pip install pyyaml uv
+    pip install pyyaml tqdm uv
     python -m data.verify                      proves the rows that are new, changed or not proved
     python -m data.verify --library httpx      the same for one library
 
 Three runs a row: (1) the new code in the new release runs, prints and gives no deprecation warning;
 (2) the old code in the new release fails, warns of a deprecation or prints something else; (3) the
-old code in the old release prints what the new code printed in (1).
+old code in the old release prints what the new code printed in (1). Where the note does not apply
+to the code, old and new code are the same, and (2) must print what (1) printed, too.
 
 Each release has a virtual environment of its own, made from the Python package index; uv's own
 settings apply (torch fills its cache with 20 GB, or with less after UV_TORCH_BACKEND=cpu). An
@@ -37,7 +38,6 @@ from tqdm import tqdm
 
 from data import HERE, build
 
-SOURCES = HERE / "updates"
 RECORD = HERE / "verified.jsonl"
 LIMIT = 120  # seconds for a program; a first import on a busy machine takes long
 PATIENCE = 900  # seconds for an installation
@@ -47,6 +47,7 @@ RUNS = {  # the three runs, and how the outcomes of a proved row begin
     "old_on_new": ("fails", "warns", "differs"),
     "old_on_old": ("ok",),
 }
+SAME = "same as new"  # the good end of old_on_new where the note does not apply to the code
 STATES = "proved three ways", "proved two ways (no old release)", "no new release", "FAILED"
 SETTINGS = {"MPLBACKEND": "Agg", "OMP_NUM_THREADS": "1", "PYTHONHASHSEED": "0"} | {
     "CUDA_VISIBLE_DEVICES": "", "LC_ALL": "C.UTF-8", "PATH": os.defpath
@@ -77,7 +78,7 @@ def digest(*texts: str) -> str:
 
 
 def rows(path: Path) -> Iterator[Row]:
-    """The rows of one library with the releases that prove them."""
+    """The rows of one file with the releases that prove them."""
     source = yaml.safe_load(path.read_text(encoding="utf-8"))
     of_update = {update["id"]: releases(source, update) for update in source["updates"]}
     for row in build.rows(path):
@@ -294,7 +295,8 @@ async def prove(library: list[Row], envs: Path, scratch: Path, keep: bool, done:
 
 def fingerprint(row: Row) -> dict[str, str]:
     """What a record is about: where it differs, the row has to be proved again."""
-    return {
+    kind = {"kind": build.UNCHANGED} if row.old_code == row.new_code else {}
+    return kind | {
         "id": row.id,
         "dependency": row.dependency,
         "code": digest(row.old_code, row.new_code),
@@ -312,13 +314,14 @@ def judge(row: Row, new: Run, changed: Run, old: Run) -> dict[str, str]:
         outcomes["new_on_new"] = f"warns: {own[0]}" if own else printed
     if changed.outcome == "ok":
         telling = list(warnings_of_change(row, new, changed))
-        printed = "differs" if changed.printed != new.printed else "same as new"
+        printed = "differs" if changed.printed != new.printed else SAME
         outcomes["old_on_new"] = f"warns: {telling[0]}" if telling else printed
     if old.outcome == new.outcome == "ok" and old.printed != new.printed:
         outcomes["old_on_old"] = "differs"
-    bad = [f"{name}: {outcomes[name]}" for name in RUNS if not good(name, outcomes[name])]
+    record = fingerprint(row) | outcomes
+    bad = [f"{name}: {outcomes[name]}" for name in RUNS if not good(record, name)]
     missing = [run.detail for run in (new, old) if run.outcome == MISSING]
-    return fingerprint(row) | outcomes | {"reason": "; ".join(bad + missing)}
+    return record | {"reason": "; ".join(bad + missing)}
 
 
 def warnings_of_change(row: Row, new: Run, changed: Run) -> Iterator[str]:
@@ -334,13 +337,15 @@ def warnings_of_change(row: Row, new: Run, changed: Run) -> Iterator[str]:
                 yield kind
 
 
-def good(name: str, outcome: str) -> bool:
-    return outcome == MISSING or outcome.startswith(RUNS[name])
+def good(record: dict[str, str], name: str) -> bool:
+    """Whether one of the three runs ended as that of a proved row does."""
+    unchanged = name == "old_on_new" and record.get("kind") == build.UNCHANGED
+    return record[name] == MISSING or record[name].startswith(SAME if unchanged else RUNS[name])
 
 
 def state(record: dict[str, str]) -> str:
     """Which of STATES a record is in."""
-    if not all(good(name, record[name]) for name in RUNS):
+    if not all(good(record, name) for name in RUNS):
         return STATES[3]
     if record["new_on_new"] == MISSING:
         return STATES[2]
@@ -379,7 +384,7 @@ def summary(records: list[dict[str, str]]) -> None:
 
 
 def arguments(argv: list[str] | None) -> argparse.Namespace:
-    libraries = sorted(path.stem for path in SOURCES.glob("*.yaml"))
+    libraries = list(build.sources())
     parser = argparse.ArgumentParser(description=__doc__.partition("\n")[0])
     add = parser.add_argument
     add("--library", nargs="+", metavar="NAME", choices=libraries, default=libraries)
@@ -407,7 +412,8 @@ def stands(row: Row, record: dict[str, str]) -> bool:
 async def prove_all(args: argparse.Namespace, scratch: Path) -> list[dict[str, str]]:
     """Prove the libraries asked for, the largest first, and return their records."""
     records, gate = read(), asyncio.Semaphore(args.jobs)
-    found = [list(rows(SOURCES / f"{name}.yaml")) for name in args.library]
+    paths = build.sources()
+    found = [[row for path in paths[name] for row in rows(path)] for name in args.library]
     names = {row.id for library in found for row in library}
     libraries = {row.dependency for library in found for row in library}
     for name in [n for n, r in records.items() if r["dependency"] in libraries and n not in names]:
@@ -440,13 +446,16 @@ async def prove_all(args: argparse.Namespace, scratch: Path) -> list[dict[str, s
 
 
 def main(argv: list[str] | None = None) -> int:
-    args = arguments(argv)
     try:
+        args = arguments(argv)
         with tempfile.TemporaryDirectory(prefix="verify-") as scratch:
             records = asyncio.run(prove_all(args, Path(scratch)))
     except KeyboardInterrupt:
         print("stopped; the same command goes on from here", file=sys.stderr)
         return 130
+    except ValueError as error:  # of the builder, about a source file
+        print(error, file=sys.stderr)
+        return 2
     summary(records)
     return int(any(state(record) == STATES[3] for record in records))
 

@@ -9,7 +9,7 @@ import sys
 
 import pytest
 
-from data import HERE, verify
+from data import HERE, build, verify
 from data.verify import MISSING, Run
 
 NEW = "print(sum([1, 2]))"
@@ -46,15 +46,16 @@ def prove(tmp_path, monkeypatch):
     """Proves a data set of one row in a folder of its own; returns exit status and record."""
     monkeypatch.setattr(verify.Environment, "install", install)
     monkeypatch.setattr(verify.shutil, "which", lambda name: name)
-    monkeypatch.setattr(verify, "SOURCES", tmp_path)
+    monkeypatch.setattr(build, "UPDATES", tmp_path)
+    monkeypatch.setattr(build, "HARD", tmp_path / "hard")
     monkeypatch.setattr(verify, "RECORD", tmp_path / "verified.jsonl")
 
-    def call(old, new, *options, old_version="old", new_version="new"):
+    def call(old, new, *options, old_version="old", new_version="new", kind=""):
         update = {"id": "toy", "old_version": old_version, "new_version": new_version}
-        update |= {"kind": "", "description": "", "notes": [""]}
+        update |= {"kind": kind, "description": "", "notes": ["no import of warnings"]}
         update["usages"] = [{"old": old, "new": new}]
-        source = {"library": "python", "updates": [update]}
-        (tmp_path / "python.yaml").write_text(json.dumps(source))  # JSON is YAML as well
+        updates = json.dumps([update])  # JSON is YAML as well
+        (tmp_path / "python.yaml").write_text(f"library: python\nupdates: {updates}")
         return verify.main(list(options)), verify.read().get("toy-0")
 
     return call
@@ -75,7 +76,6 @@ def test_clean_pair_is_proved(prove, capsys):
     ("old", "new", "reason"),
     [
         (OLD, "print(1 / 0)", "new_on_new: fails: ZeroDivisionError"),
-        (OLD, "print(3", "new_on_new: fails: SyntaxError"),
         (OLD, "import sys\nsys.exit(1)", "new_on_new: fails: SystemExit"),
         (OLD, "import os\nos._exit(0)", "new_on_new: killed"),
         (OLD, WARN.replace("add", "sum") + NEW, "new_on_new: warns: DeprecationWarning"),
@@ -89,6 +89,36 @@ def test_each_fault_is_told_apart(prove, old, new, reason):
     """Prevents: a wrong row is counted as proved, or its reason misleads."""
     status, record = prove(old, new)
     assert status == 1 and record["reason"] == reason
+
+
+def test_a_note_that_does_not_apply_is_proved_by_sameness(prove):
+    """Prevents: a row that is right to copy is refused, or its record says that nothing was run."""
+    status, record = prove(NEW, NEW, kind=build.UNCHANGED)
+    assert status == 0 and record["reason"] == "" and record["kind"] == build.UNCHANGED
+    assert [record[name] for name in verify.RUNS] == ["ok", "same as new", "ok"]
+
+
+@pytest.mark.parametrize(
+    ("code", "reason"),
+    [
+        (OLD, "new_on_new: warns: DeprecationWarning"),
+        ("total = 3", "new_on_new: prints nothing"),
+        ("print(1 / 0)", "new_on_new: fails: ZeroDivisionError; "
+         "old_on_new: fails: ZeroDivisionError; old_on_old: fails: ZeroDivisionError"),
+        ("import os\nprint(os.getpid())", "old_on_new: differs; old_on_old: differs"),
+    ],
+)  # fmt: skip
+def test_code_that_needs_a_change_is_not_proved_unchanged(prove, code, reason):
+    """Prevents: a row whose code must change, or shows nothing, teaches to leave it."""
+    status, record = prove(code, code, kind=build.UNCHANGED)
+    assert status == 1 and record["reason"] == reason
+
+
+def test_a_fault_of_a_source_is_one_sentence(prove, capsys):
+    """Prevents: an unchanged row that is no such kind is run for nothing, or a traceback."""
+    status, record = prove(NEW, NEW)
+    assert status == 2 and record is None
+    assert "python.yaml, toy-0: the new code is the old code if" in capsys.readouterr().err
 
 
 def test_a_program_that_does_not_end_is_ended(prove, monkeypatch):
@@ -259,6 +289,17 @@ def test_records_of_rows_that_are_gone_go_and_others_stay(prove):
     prove(OLD, NEW)
     assert list(verify.read()) == ["other-0", "toy-0"]
     assert verify.RECORD.read_bytes().endswith(b"}\n")
+
+
+def test_the_files_of_one_library_are_proved_together(prove, programs, tmp_path):
+    """Prevents: hard/ is passed over, or two files of one library make one environment at once."""
+    prove(OLD, NEW)
+    (tmp_path / "hard").mkdir()
+    other = (tmp_path / "python.yaml").read_text().replace("toy", "hard")
+    (tmp_path / "hard" / "python-several.yaml").write_text(other)
+    assert list(build.sources()) == ["python"]
+    prove(OLD, NEW, "--library", "python")
+    assert programs == [NEW, OLD, OLD] * 2 and list(verify.read()) == ["hard-0", "toy-0"]
 
 
 def test_an_interrupt_leaves_a_whole_record_and_no_litter(prove, programs, tmp_path, monkeypatch):
