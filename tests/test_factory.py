@@ -10,11 +10,11 @@ import torch
 
 import data
 import recode
-from data.edits import Code, Update, renames
-from data.make_policy import LAZY, batches, drills, encode, lazy, main, make_model
-from data.notes import Notes
-from data.programs import Grammar, Renamer
-from data.synthetic import Sample, stream, thought
+from data.policy.edits import Code, Update, renames
+from data.policy.make import LAZY, batches, drills, encode, lazy, main, make_model
+from data.policy.notes import Notes
+from data.policy.programs import Grammar, Renamer
+from data.policy.synthetic import Sample, stream, thought
 
 
 @pytest.fixture(scope="module")
@@ -158,7 +158,7 @@ def test_primed_heads_look_back():
 def test_a_missing_compiler_is_one_sentence(monkeypatch, capsys, tmp_path):
     """Prevents: without a C++ compiler a worker's traceback, after the tokenizer was made."""
     monkeypatch.setenv("CXX", "no-such-compiler")
-    monkeypatch.setattr("sys.argv", ["make_policy.py", "--out", str(tmp_path / "policy")])
+    monkeypatch.setattr("sys.argv", ["make.py", "--out", str(tmp_path / "policy")])
     with pytest.raises(SystemExit):
         main()
     assert "needs a C++ compiler" in capsys.readouterr().err

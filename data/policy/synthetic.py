@@ -17,9 +17,9 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 
 from data import Example
-from data.edits import Update, renames
-from data.notes import dress, quoted
-from data.programs import (
+from data.policy.edits import Update, renames
+from data.policy.notes import dress, quoted
+from data.policy.programs import (
     KEEP,
     WHOLE,
     WORD,

@@ -10,8 +10,8 @@ import re
 from dataclasses import dataclass
 
 from data import Example
-from data.notes import Notes, quoted
-from data.programs import KEEP, WHOLE, WORD, Grammar, parses
+from data.policy.notes import Notes, quoted
+from data.policy.programs import KEEP, WHOLE, WORD, Grammar, parses
 
 
 class Code:

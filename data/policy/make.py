@@ -1,9 +1,9 @@
 """Make the bundled policy from nothing: tokenizer, copying, made-up updates, laziness.
 
-    python -m data.make_policy            on 2 CPU cores with a C++ compiler, writes data/policy/
+    python -m data.policy.make          on 2 CPU cores with a C++ compiler, writes data/policy/
 
 A Qwen3 of 1.9 million parameters first learns to copy random tokens, then to swap a span of them,
-then to obey update notes (data/synthetic.py, short programs first). At last it becomes lazy, the
+then to obey update notes (synthetic.py, short programs first). At last it becomes lazy, the
 failure that the paper describes: most answers copy the old code, so that reinforcement learning has
 something to cure.
 No held-out library is ever read here.
@@ -32,8 +32,8 @@ from transformers import (
 )
 
 import data
-from data.programs import SPLIT
-from data.synthetic import Sample, stream, thought
+from data.policy.programs import SPLIT
+from data.policy.synthetic import Sample, stream, thought
 
 LAZY = "The old code still works."
 VOCABULARY = 2048

@@ -9,7 +9,7 @@ Each method draws one of many wordings; names stand in backticks.
 import random
 import re
 
-from data.programs import WORD, Grammar
+from data.policy.programs import WORD, Grammar
 
 # Parts of sentences for `Notes.tell`.
 BECOMES = [
