@@ -1,9 +1,12 @@
 """The sentences in which made-up updates are told, in the manner of release notes.
 
-    notes = Notes(rng, grammar)
-    notes.tell("load", "read", "function")   -> "The function `load` is now called `read`."
+    tell(grammar, "load", "read", "function")  -> "The function `load` is now called `read`."
+    tell_gone(grammar, "axis", "np.sum")       -> "Removed `axis` of `np.sum`."
+    say(rng, "method", attribute="a.size", name="size")
+                                               -> "`a.size` is now a method. Call `a.size()`."
+    dress(note, grammar)                       -> "API change: ... Several bugs were fixed."
 
-Each method draws one of many wordings; names stand in backticks.
+Each call draws one of many wordings; names stand in backticks.
 """
 
 import random
@@ -11,7 +14,7 @@ import re
 
 from data.policy.programs import WORD, Grammar
 
-# Parts of sentences for `Notes.tell`.
+# Parts of sentences for `tell` and `tell_gone`.
 BECOMES = [
     "was renamed to", "has been renamed", "has been renamed to", "is now called", "is called",
     "became", "has become", "turned into", "was replaced by", "has been replaced with",
@@ -37,56 +40,111 @@ FORMERLY = ["formerly", "previously", "before:", "was"]
 MUST = ["should", "must", "has to"]
 USE = ["use", "use", "write", "call", "pass", "prefer", "switch to", "take", "spell", "choose"]
 ENDS = [
-    "", "", "", "", " now", ", with the same meaning", "; nothing else changes", " since {n}",
-    ", which behaves the same", " for consistency", ", as in `{o}`", " everywhere", " from now on",
+    "", "", "", "", " now", ", with the same meaning", "; nothing else changes",
+    " since {release}", ", which behaves the same", " for consistency", ", as in `{other}`",
+    " everywhere", " from now on",
 ]  # fmt: skip
-# Whole sentences for `Notes.say`, by what happens.
+# The sentences of `tell`, with the words that their empty braces take. The keys:
+#   {old} {new}      the two names in backticks
+#   {named} {fresh}  the same with what they are: "the function `load`", "the new name `read`"
+#   {back}           where a keyword belongs: " of `np.sum`"
+#   {gone} {use}     one of GONE and of USE; {Use} begins a sentence
+#   {end}            one of ENDS
+TELLINGS = [
+    ("{named} {} {new}{back}{end}.", BECOMES),
+    ("{named} {} {new}{back}{end}.", BECOMES),
+    ("{named}{back} {gone}{}{use} {fresh} instead{end}.", STOPS),
+    ("{named}{back} {gone}. {Use} {fresh}{end}.",),
+    ("{fresh} {} {named}{back}{end}.", REPLACES),
+    ("{use} {fresh} {} {named}{back}{end}.", INSTEAD),
+    ("{} {named}, {use} {fresh}{back}{end}.", INSTEAD[:3]),
+    ("{} {old} to {new}{back}{end}.", ["renamed", "replaced", "changed"]),
+    ("replace {named} {} {fresh}{back}{end}.", ["by", "with"]),
+    ("{new} ({} {old}){back}{end}.", FORMERLY),
+    ("code with {named} {} {use} {fresh}{back}{end}.", MUST),
+    ("{named}{back} {gone}, since {new} does the same{end}.",),
+    ("{old} {} {new}{back}{end}.", ["->", "=>", "becomes", "is now"]),
+]
+# Whole sentences for `say`, by what happens. The keys:
+#   {function}     the function as the note names it: "np.sum"
+#   {keyword}      a keyword argument, {keywords} several: "`axis` and `out`"
+#   {old} {new}    a keyword's values, or two modules
+#   {value}        the value that an added argument takes
+#   {nth}          the place of a positional argument: "second"
+#   {attribute}    the attribute as the note names it: "a.size"
+#   {name}         the last part of a function's, class's or attribute's name: "size"
+#   {before} {after}  a call in its old and its new form
 SAYINGS = {
     "value": [
-        "`{q}{f}` does not accept `{old}={value}` any more. Use `{old}={new}`.",
-        "The value `{value}` of `{old}` in `{q}{f}` is deprecated, write `{new}`.",
-        "For `{q}{f}`, `{old}={value}` was replaced by `{old}={new}`.",
+        "`{function}` does not accept `{keyword}={old}` any more. Use `{keyword}={new}`.",
+        "The value `{old}` of `{keyword}` in `{function}` is deprecated, write `{new}`.",
+        "For `{function}`, `{keyword}={old}` was replaced by `{keyword}={new}`.",
     ],
     "positional": [
-        "The arguments of `{q}{f}` from the {nth} on are keyword-only: {all}.",
-        "In `{q}{f}`, {all} must be passed by keyword now.",
-        "`{q}{f}`: the {nth} argument is keyword-only, so name {all}.",
-        "Passing {all} to `{q}{f}` by position is no longer allowed. Write `{k}=...`.",
+        "The arguments of `{function}` from the {nth} on are keyword-only: {keywords}.",
+        "In `{function}`, {keywords} must be passed by keyword now.",
+        "`{function}`: the {nth} argument is keyword-only, so name {keywords}.",
+        "Passing {keywords} to `{function}` by position is no longer allowed. "
+        "Write `{keyword}=...`.",
     ],
     "argument": [
-        "`{q}{f}` now requires `{k}`. Pass `{k}={value}` to keep the old behavior.",
-        "The default of `{k}` in `{q}{f}` changed; write `{k}={value}` for the old one.",
-        "`{k}` became a required argument of `{q}{f}`: add `{k}={value}`.",
-        "The default of `{k}` in `{q}{f}` is no longer `{value}`. Give `{k}={value}`.",
-        "`{q}{f}` takes a new argument `{k}`. Old calls add `{k}={value}` at the end.",
+        "`{function}` now requires `{keyword}`. Pass `{keyword}={value}` to keep the old behavior.",
+        "The default of `{keyword}` in `{function}` changed; "
+        "write `{keyword}={value}` for the old one.",
+        "`{keyword}` became a required argument of `{function}`: add `{keyword}={value}`.",
+        "The default of `{keyword}` in `{function}` is no longer `{value}`. "
+        "Give `{keyword}={value}`.",
+        "`{function}` takes a new argument `{keyword}`. "
+        "Old calls add `{keyword}={value}` at the end.",
     ],
     "method": [
-        "`{q}{n}` is now a method. Call `{q}{n}()`.",
-        "The property `{q}{n}` became a method: write `{n}()`.",
-        "`{q}{n}` was turned from an attribute into a method: call it, `{n}()`.",
+        "`{attribute}` is now a method. Call `{attribute}()`.",
+        "The property `{attribute}` became a method: write `{name}()`.",
+        "`{attribute}` was turned from an attribute into a method: call it, `{name}()`.",
     ],
     "property": [
-        "`{q}{n}()` is now a property. Use `{q}{n}` without parentheses.",
-        "The method `{q}{n}` became a property: drop the parentheses.",
-        "`{q}{n}` was turned from a method into a property, so `{n}()` is written `{n}`.",
+        "`{attribute}()` is now a property. Use `{attribute}` without parentheses.",
+        "The method `{attribute}` became a property: drop the parentheses.",
+        "`{attribute}` was turned from a method into a property, "
+        "so `{name}()` is written `{name}`.",
     ],
     "moved": [
-        "`{n}` has moved from `{old}` to `{new}`.",
-        "`{old}.{n}` was moved to `{new}.{n}`.",
-        "`{n}` must now be imported from `{new}`; `{old}.{n}` is gone.",
-        "Use `from {new} import {n}`: `{old}` no longer exports it.",
-        "`{old}.{n}` is deprecated. Import `{n}` from `{new}` instead.",
+        "`{name}` has moved from `{old}` to `{new}`.",
+        "`{old}.{name}` was moved to `{new}.{name}`.",
+        "`{name}` must now be imported from `{new}`; `{old}.{name}` is gone.",
+        "Use `from {new} import {name}`: `{old}` no longer exports it.",
+        "`{old}.{name}` is deprecated. Import `{name}` from `{new}` instead.",
     ],
     "form": [
-        "`{a}` was removed. Write `{b}` instead.",
-        "`{a}` is deprecated, use `{b}`.",
-        "`{a}` is replaced by `{b}`.",
-        "Instead of `{a}`, write `{b}`.",
-        "`{l}` is gone: `{a}` becomes `{b}`.",
-        "`{l}` has been removed in favor of `{b}`.",
-        "The old form `{a}` no longer works. The same is now written `{b}`.",
+        "`{before}` was removed. Write `{after}` instead.",
+        "`{before}` is deprecated, use `{after}`.",
+        "`{before}` is replaced by `{after}`.",
+        "Instead of `{before}`, write `{after}`.",
+        "`{name}` is gone: `{before}` becomes `{after}`.",
+        "`{name}` has been removed in favor of `{after}`.",
+        "The old form `{before}` no longer works. The same is now written `{after}`.",
     ],
 }
+# What `dress` puts around a note; {other} and {another} are functions, {owner} is a class.
+BEFORE = [
+    "API change: ", "Deprecated: ", "Removed: ", "Breaking change: ", "Changed: ",
+    "Removal of deprecated code: ", "Expired deprecations: ", "Backwards incompatible: ",
+    "This release cleans up the public API. ", "Several names were changed. ",
+    "`{other}` is faster now. ", "`{other}` was renamed to `{another}`. ",
+]  # fmt: skip
+AFTER = [
+    "`{other}` was renamed to `{another}` as well.",
+    "`{other}()` is deprecated, use `{another}()`.",
+    "The `{other}` argument of `{owner}.{another}` has been removed.",
+    "`{other}` now accepts `{another}`.",
+    "`{owner}` gained a `{other}` argument.",
+    "The old name still worked with a warning before.",
+    "The arguments are the same.",
+    "The behavior does not change.",
+    "This completes a deprecation that began earlier.",
+    "Code that uses the old spelling raises an error.",
+    "Several bugs were fixed.",
+]
 
 
 def quoted(note: str) -> set[str]:
@@ -99,122 +157,110 @@ def sentence(text: str) -> str:
     return text[0].upper() + text[1:]
 
 
-class Notes:
-    """Draws sentences with `rng`, and other names for them from `grammar`."""
-
-    def __init__(self, rng: random.Random, grammar: Grammar):
-        self.rng, self.g = rng, grammar
-
-    def say(self, what: str, **names: str) -> str:
-        """One of the sentences of SAYINGS."""
-        return self.rng.choice(SAYINGS[what]).format(**names)
-
-    def tell(self, old: str, new: str, kind: str, owner: str = "") -> str:
-        """One of many thousand ways to say that `old` is now `new`.
-
-        `kind` names the thing; where it is empty, both are keyword arguments of `owner`.
-        """
-        r, end = self.rng, self.rng.choice(ENDS).format(o=self.g.name(), n=self.rng.randint(0, 30))
-        if kind:
-            old, new, noun, place = f"`{old}`", f"`{new}`", kind, ""
-        else:
-            old, new, noun, place = self.argument_of(owner, old, new)
-        if r.random() < 0.08:  # two at once, in order
-            other, another = self.g.name(), self.g.name()
-            pairs = r.sample([(old, new), (f"`{other}`", f"`{another}`")], 2)
-            old, new = (" and ".join(x) for x in zip(*pairs, strict=True))
-            noun = ""
-        named = r.choice([f"the {noun} {old}", f"the old {noun} {old}", f"{old}", f"{old}"])
-        named = f"the {old} {noun}" if not kind and noun and r.random() < 0.4 else named
-        fresh = r.choice([new, new, new, f"the {noun} {new}", f"the new {noun} {new}"])
-        if not noun:
-            named, fresh = old, new
-        front = back = ""
-        if place.startswith(" of") and named != old:
-            named += place
-        elif place and r.random() < 0.5:
-            back = place
-        elif place:
-            front = r.choice(["In `{}`, ", "`{}`: ", "For `{}`, ", "`{}` now: "]).format(owner)
-        use, gone = r.choice(USE), r.choice(GONE)
-        text = r.choice(
-            [
-                f"{named} {r.choice(BECOMES)} {new}{back}{end}.",
-                f"{named} {r.choice(BECOMES)} {new}{back}{end}.",
-                f"{named}{back} {gone}{r.choice(STOPS)}{use} {fresh} instead{end}.",
-                f"{named}{back} {gone}. {use.title()} {fresh}{end}.",
-                f"{fresh} {r.choice(REPLACES)} {named}{back}{end}.",
-                f"{use} {fresh} {r.choice(INSTEAD)} {named}{back}{end}.",
-                f"{r.choice(INSTEAD[:3])} {named}, {use} {fresh}{back}{end}.",
-                f"{r.choice(['renamed', 'replaced', 'changed'])} {old} to {new}{back}{end}.",
-                f"replace {named} {r.choice(['by', 'with'])} {fresh}{back}{end}.",
-                f"{new} ({r.choice(FORMERLY)} {old}){back}{end}.",
-                f"code with {named} {r.choice(MUST)} {use} {fresh}{back}{end}.",
-                f"{named}{back} {gone}, since {new} does the same{end}.",
-                f"{old} {r.choice(['->', '=>', 'becomes', 'is now'])} {new}{back}{end}.",
-            ]
-        )
-        return sentence(front + text)
-
-    def tell_gone(self, old: str, owner: str) -> str:
-        """One of some thousand ways to say that the keyword argument `old` of `owner` is gone."""
-        r = self.rng
-        old, _, noun, place = self.argument_of(owner, old, old)
-        named = r.choice([f"the {noun} {old}", f"the {old} {noun}", old]) + place
-        without = r.choice(["drop it", "leave it out", "remove it", "omit it", "do not pass it"])
-        why = r.choice(["had no effect", "did nothing", "is always on", "was ignored for long"])
-        text = r.choice(
-            [
-                f"{named} {r.choice(GONE)}{r.choice(STOPS)}{without}.",
-                f"{named} {r.choice(GONE)}.",
-                f"{named} {r.choice(GONE)}, since it {why}.",
-                f"{named} {why} and {r.choice(GONE)}.",
-                f"removed {named}{r.choice(['.', ', which ' + why + '.'])}",
-                f"`{owner}` {r.choice(['no longer takes', 'lost', 'does not know'])} {old}"
-                f"{r.choice(STOPS)}{without}.",
-            ]
-        )
-        return sentence(text)
-
-    def argument_of(self, owner: str, old: str, new: str) -> tuple[str, str, str, str]:
-        """How a note shows two keywords, what it calls them, and where it says they belong."""
-        r = self.rng
-        noun = r.choice(["argument", "parameter", "keyword", "keyword argument", "option"])
-        if r.random() < 0.2:
-            call = owner + r.choice(["(", "(", "(..., ", "(x, "])
-            value = r.choice(["...", "...", self.g.number(), self.g.string(), "True"])
-            return f"`{call}{old}={value})`", f"`{call}{new}={value})`", noun, ""
-        place = " " + r.choice(["of", "of", "in", "for", "when calling"]) + f" `{owner}`"
-        if r.random() < 0.15:
-            place += r.choice([" and ", ", "]) + f"`{self.g.name()}`"
-        sign = "=" if r.random() < 0.15 else ""
-        return f"`{old}{sign}`", f"`{new}{sign}`", noun, place
+def say(rng: random.Random, what: str, **names: str) -> str:
+    """One of the sentences SAYINGS[what], its keys filled with `names`."""
+    return rng.choice(SAYINGS[what]).format(**names)
 
 
-def dress(rng: random.Random, note: str, g: Grammar) -> str:
+def tell(grammar: Grammar, old: str, new: str, kind: str, owner: str = "") -> str:
+    """One of many thousand ways to say that `old` is now `new`.
+
+    `kind` names the thing; where it is empty, both are keyword arguments of `owner`.
+    """
+    rng = grammar.rng
+    end = rng.choice(ENDS).format(other=grammar.name(), release=rng.randint(0, 30))
+    if kind:
+        old, new, noun, place = f"`{old}`", f"`{new}`", kind, ""
+    else:
+        old, new, noun, place = argument_of(grammar, owner, old, new)
+    if rng.random() < 0.08:
+        old, new = with_another(grammar, old, new)
+        noun = ""
+    named, fresh = with_noun(rng, old, new, noun, of_keyword=not kind)
+    front = back = ""
+    if place.startswith(" of") and named != old:
+        named += place
+    elif place and rng.random() < 0.5:
+        back = place
+    elif place:
+        front = rng.choice(["In `{}`, ", "`{}`: ", "For `{}`, ", "`{}` now: "]).format(owner)
+    names = dict(old=old, new=new, named=named, fresh=fresh, back=back, end=end)
+    return sentence(front + telling(rng, names))
+
+
+def telling(rng: random.Random, names: dict[str, str]) -> str:
+    """One of TELLINGS with its words drawn. (They are drawn for all, then one is taken.)"""
+    use, gone = rng.choice(USE), rng.choice(GONE)
+    drawn = [(text, [rng.choice(words) for words in lists]) for text, *lists in TELLINGS]
+    text, words = rng.choice(drawn)
+    return text.format(*words, **names, gone=gone, use=use, Use=use.title())
+
+
+def with_noun(
+    rng: random.Random, old: str, new: str, noun: str, of_keyword: bool
+) -> tuple[str, str]:
+    """Both names, often with what they are: "the old function `load`", "the function `read`"."""
+    named = rng.choice([f"the {noun} {old}", f"the old {noun} {old}", f"{old}", f"{old}"])
+    if of_keyword and noun and rng.random() < 0.4:
+        named = f"the {old} {noun}"
+    fresh = rng.choice([new, new, new, f"the {noun} {new}", f"the new {noun} {new}"])
+    return (named, fresh) if noun else (old, new)
+
+
+def with_another(grammar: Grammar, old: str, new: str) -> tuple[str, str]:
+    """Two renamings told at once: ("`load` and `dump`", "`read` and `write`"), in any order."""
+    other, another = grammar.name(), grammar.name()
+    pairs = grammar.rng.sample([(old, new), (f"`{other}`", f"`{another}`")], 2)
+    olds, news = zip(*pairs, strict=True)
+    return " and ".join(olds), " and ".join(news)
+
+
+def tell_gone(grammar: Grammar, old: str, owner: str) -> str:
+    """One of some thousand ways to say that the keyword argument `old` of `owner` is gone."""
+    rng = grammar.rng
+    old, _, noun, place = argument_of(grammar, owner, old, old)
+    named = rng.choice([f"the {noun} {old}", f"the {old} {noun}", old]) + place
+    without = rng.choice(["drop it", "leave it out", "remove it", "omit it", "do not pass it"])
+    why = rng.choice(["had no effect", "did nothing", "is always on", "was ignored for long"])
+    text = rng.choice(
+        [
+            f"{named} {rng.choice(GONE)}{rng.choice(STOPS)}{without}.",
+            f"{named} {rng.choice(GONE)}.",
+            f"{named} {rng.choice(GONE)}, since it {why}.",
+            f"{named} {why} and {rng.choice(GONE)}.",
+            f"removed {named}{rng.choice(['.', ', which ' + why + '.'])}",
+            f"`{owner}` {rng.choice(['no longer takes', 'lost', 'does not know'])} {old}"
+            f"{rng.choice(STOPS)}{without}.",
+        ]
+    )
+    return sentence(text)
+
+
+def argument_of(grammar: Grammar, owner: str, old: str, new: str) -> tuple[str, str, str, str]:
+    """How a note shows two keywords, what it calls them, and where it says they belong.
+
+    For example ("`axis`", "`dim`", "parameter", " of `np.sum`"), or, where the keywords come with
+    their function, ("`np.sum(axis=...)`", "`np.sum(dim=...)`", "option", "").
+    """
+    rng = grammar.rng
+    noun = rng.choice(["argument", "parameter", "keyword", "keyword argument", "option"])
+    if rng.random() < 0.2:
+        call = owner + rng.choice(["(", "(", "(..., ", "(x, "])
+        value = rng.choice(["...", "...", grammar.number(), grammar.string(), "True"])
+        return f"`{call}{old}={value})`", f"`{call}{new}={value})`", noun, ""
+    place = " " + rng.choice(["of", "of", "in", "for", "when calling"]) + f" `{owner}`"
+    if rng.random() < 0.15:
+        place += rng.choice([" and ", ", "]) + f"`{grammar.name()}`"
+    sign = "=" if rng.random() < 0.15 else ""
+    return f"`{old}{sign}`", f"`{new}{sign}`", noun, place
+
+
+def dress(note: str, grammar: Grammar) -> str:
     """Add what release notes have around the one sentence that matters."""
-    other, another, word = g.name(), g.name(), g.camel()
-    after = [
-        f"`{other}` was renamed to `{another}` as well.",
-        f"`{other}()` is deprecated, use `{another}()`.",
-        f"The `{other}` argument of `{word}.{another}` has been removed.",
-        f"`{other}` now accepts `{another}`.",
-        f"`{word}` gained a `{other}` argument.",
-        "The old name still worked with a warning before.",
-        "The arguments are the same.",
-        "The behavior does not change.",
-        "This completes a deprecation that began earlier.",
-        "Code that uses the old spelling raises an error.",
-        "Several bugs were fixed.",
-    ]
-    before = [
-        "API change: ", "Deprecated: ", "Removed: ", "Breaking change: ", "Changed: ",
-        "Removal of deprecated code: ", "Expired deprecations: ", "Backwards incompatible: ",
-        "This release cleans up the public API. ", "Several names were changed. ",
-        f"`{other}` is faster now. ", f"`{other}` was renamed to `{another}`. ",
-    ]  # fmt: skip
+    rng, other, another, owner = grammar.rng, grammar.name(), grammar.name(), grammar.class_name()
+    names = dict(other=other, another=another, owner=owner)
     if rng.random() < 0.35:
-        note = rng.choice(before) + note
+        note = rng.choice(BEFORE).format(**names) + note
     while rng.random() < 0.35:
-        note = f"{note} {rng.choice(after)}"
+        note = f"{note} {rng.choice(AFTER).format(**names)}"
     return note

@@ -17,7 +17,7 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 
 from data import Example
-from data.policy.edits import Update, renames
+from data.policy.edits import renames, update
 from data.policy.notes import dress, quoted
 from data.policy.programs import (
     KEEP,
@@ -130,10 +130,10 @@ def stream(
             old = program(rng, codes, g, rng.choice([size // 4, size // 2, size * 3 // 4, size]))
             if not parses(old):
                 continue
-            result = Update(rng, g, borrowed).any(old)
+            result = update(old, g, borrowed)
             if result is None:
                 continue
-            new, note = result[0], dress(rng, result[1], g)
+            new, note = result[0], dress(result[1], g)
         old, new = renamer.code(old), renamer.code(new)
         note = renamer.note(note)
         said = thought(old, new, note)
