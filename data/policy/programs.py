@@ -13,6 +13,7 @@ import warnings
 
 from data import Example
 
+# Names that are never made new: Python's own, and those that every program uses alike.
 KEEP = (
     set(keyword.kwlist) | set(dir(builtins)) | {"self", "cls", "args", "kwargs", "main", "f", "r"}
 )
@@ -29,8 +30,10 @@ WHOLE = re.compile(r"[A-Za-z_]\w*|" + SPLIT + r"|\s")  # the same with identifie
 
 # ---------------------------------------------------------------- programs
 
+Pieces = tuple[list[str], list[str]]  # a program's imports, and its other statements
 
-def spans(source: str) -> tuple[list[str], list[str]]:
+
+def spans(source: str) -> Pieces:
     """Source text of the top-level imports and of the other top-level statements."""
     lines = source.splitlines()
     imports, body = [], []
@@ -174,9 +177,6 @@ class Grammar:
                 f"from {module} import {self.class_name()}, {self.name()}",
             ]
         )
-
-
-Pieces = tuple[list[str], list[str]]  # a program's imports and other statements, see `spans`
 
 
 def program(rng: random.Random, codes: list[Pieces], grammar: Grammar, size: int) -> str:

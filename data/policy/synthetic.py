@@ -17,13 +17,14 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 
 from data import Example
-from data.policy.edits import renames, update
+from data.policy.edits import Rename, renames, update
 from data.policy.notes import dress, quoted
 from data.policy.programs import (
     KEEP,
     WHOLE,
     WORD,
     Grammar,
+    Pieces,
     Renamer,
     parses,
     program,
@@ -59,85 +60,124 @@ def thought(old: str, new: str, note: str) -> str:
     small models do not learn to step back to where a line began, and where a shorter patch ends
     they can only guess.
     """
-    a, b = WHOLE.findall(old), WHOLE.findall(new)
+    olds, news = WHOLE.findall(old), WHOLE.findall(new)
     shown = quoted(note) - set(keyword.kwlist)
-    said = []
-    for i, j, k, m, swap in changed_lines(a, b):
-        begin = i
-        if not (swap and a[i] in shown):
-            words = [n for n in range(i) if WORD.fullmatch(a[n])]
-            here = [n for n in words if not any("\n" in word for word in a[n:i])]
-            names = [n for n in here if a[n] in shown]
-            if names:
-                begin = names[-1]
-            elif i == j or not WORD.fullmatch(a[i]):
-                begin = (here or words or [i])[-1]
-        before, after = "".join(a[begin:j]), "".join(a[begin:i] + b[k:m])
-        said.append(f"Replace `{before}` by `{after}`.")
-    return " ".join(said)
+    patches = []
+    for change in changed_lines(olds, news):
+        begin = patch_begin(olds, change, shown)
+        before = "".join(olds[begin : change.old_end])
+        after = "".join(olds[begin : change.old_begin] + news[change.new_begin : change.new_end])
+        patches.append(f"Replace `{before}` by `{after}`.")
+    return " ".join(patches)
 
 
-def changed_lines(a: list[str], b: list[str]) -> list[list[int]]:
-    """[i, j, k, m, swap] for each change: a[i:j] becomes b[k:m], both to the end of the line.
+@dataclass
+class Change:
+    """Words old[old_begin:old_end] become new[new_begin:new_end], both to the end of the line."""
 
-    `swap` is true where it begins with words that others replace, not with words added or dropped.
-    """
-    found: list[list[int]] = []
-    opcodes = difflib.SequenceMatcher(None, a, b, autojunk=False).get_opcodes()
-    for op, i, j, k, m in (opcode for opcode in opcodes if opcode[0] != "equal"):
-        end = next((n for n in range(j, len(a)) if "\n" in a[n]), len(a))
-        if found and i <= found[-1][1]:  # on the line of the last change
-            found[-1][1:4:2] = end, m + end - j
+    old_begin: int
+    old_end: int
+    new_begin: int
+    new_end: int
+    swap: bool  # it begins with words that others replace, not with words added or dropped
+
+
+def changed_lines(old: list[str], new: list[str]) -> list[Change]:
+    """The changes from `old` to `new`; those of one line are one."""
+    found: list[Change] = []
+    opcodes = difflib.SequenceMatcher(None, old, new, autojunk=False).get_opcodes()
+    for what, old_begin, old_end, new_begin, new_end in opcodes:
+        if what == "equal":
+            continue
+        line_end = next((i for i in range(old_end, len(old)) if "\n" in old[i]), len(old))
+        new_line_end = new_end + line_end - old_end
+        if found and old_begin <= found[-1].old_end:  # on the line of the last change
+            found[-1].old_end, found[-1].new_end = line_end, new_line_end
         else:
-            found.append([i, end, k, m + end - j, op == "replace"])
+            swap = what == "replace"
+            found.append(Change(old_begin, line_end, new_begin, new_line_end, swap))
     return found
+
+
+def patch_begin(old: list[str], change: Change, shown: set[str]) -> int:
+    """The index in `old` at which the patch of `change` begins; `shown` are the note's names."""
+    begin = change.old_begin
+    if change.swap and old[begin] in shown:
+        return begin
+    words = [i for i in range(begin) if WORD.fullmatch(old[i])]
+    on_line = [i for i in words if not any("\n" in word for word in old[i:begin])]
+    names = [i for i in on_line if old[i] in shown]
+    if names:
+        return names[-1]
+    if begin < change.old_end and WORD.fullmatch(old[begin]):
+        return begin
+    return (on_line or words or [begin])[-1]
 
 
 # ---------------------------------------------------------------- the stream
 
 
+@dataclass(frozen=True)
+class Corpus:
+    """What samples are made of: rows of the training split, and their parts."""
+
+    size: int  # about the longest program, in characters
+    examples: list[Example]
+    short: list[Example]  # those of at most that size
+    codes: list[Pieces]  # the statements of each program
+    borrowed: list[Rename]
+    words: list[str]  # the parts of all identifiers
+
+
 def stream(
-    examples: list[Example],
-    seed: int,
-    real: float = 0.25,
-    size: int = 450,
+    examples: list[Example], seed: int, real: float = 0.25, size: int = 450
 ) -> Iterator[Sample]:
     """Samples without end. `real` is the share with the pair's own update and note.
 
     Programs have at most about `size` characters.
     """
     rng = random.Random(seed)
-    words = vocabulary(examples)
-    codes = [spans(c) for e in examples for c in (e.old_code, e.new_code)]
     short = [e for e in examples if len(e.old_code) <= size]
-    borrowed = renames(examples)
+    codes = [spans(code) for e in examples for code in (e.old_code, e.new_code)]
+    corpus = Corpus(size, examples, short, codes, renames(examples), vocabulary(examples))
     while True:
-        renamer = Renamer(rng, words)
-        drawn = (random_word(rng, words) for _ in range(40))
-        g = Grammar(rng, [word for word in drawn if word not in KEEP])
-        library = rng.choice([rng.choice(examples).dependency, g.name()])
-        if rng.random() < real and short:
-            e = rng.choice(short)
-            old, new, note = e.old_code, e.new_code, e.update_info
-            if rng.random() < 0.3:  # more code around the same update
-                extra = (
-                    g.statement()
-                    if rng.random() < 0.5
-                    else rng.choice(rng.choice(codes)[1] or ["pass"])
-                )
-                old, new = old.rstrip() + "\n" + extra + "\n", new.rstrip() + "\n" + extra + "\n"
-        else:
-            old = program(rng, codes, g, rng.choice([size // 4, size // 2, size * 3 // 4, size]))
-            if not parses(old):
-                continue
-            result = update(old, g, borrowed)
-            if result is None:
-                continue
-            new, note = result[0], dress(result[1], g)
-        old, new = renamer.code(old), renamer.code(new)
-        note = renamer.note(note)
-        said = thought(old, new, note)
-        fits = len(old) <= 1.3 * size and len(said) <= LONGEST_THOUGHT
+        renamer = Renamer(rng, corpus.words)
+        drawn = (random_word(rng, corpus.words) for _ in range(40))
+        grammar = Grammar(rng, [word for word in drawn if word not in KEEP])
+        library = rng.choice([rng.choice(examples).dependency, grammar.name()])
+        pair = real_pair if rng.random() < real and short else made_up_pair
+        told = pair(corpus, grammar)
+        if told is None:
+            continue
+        old, new, note = renamer.code(told[0]), renamer.code(told[1]), renamer.note(told[2])
+        words = thought(old, new, note)
+        fits = len(old) <= 1.3 * size and len(words) <= LONGEST_THOUGHT
         if old != new and fits and parses(old) and parses(new):
             version = ".".join(str(rng.randint(0, 30)) for _ in range(rng.choice([2, 3])))
-            yield Sample(library, version, note, old, new, said)
+            yield Sample(library, version, note, old, new, words)
+
+
+def real_pair(corpus: Corpus, grammar: Grammar) -> tuple[str, str, str]:
+    """(old code, new code, note) of a row, sometimes with one more statement on both sides."""
+    rng = grammar.rng
+    row = rng.choice(corpus.short)
+    old, new = row.old_code, row.new_code
+    if rng.random() < 0.3:
+        if rng.random() < 0.5:
+            extra = grammar.statement()
+        else:
+            extra = rng.choice(rng.choice(corpus.codes)[1] or ["pass"])
+        old, new = (f"{code.rstrip()}\n{extra}\n" for code in (old, new))
+    return old, new, row.update_info
+
+
+def made_up_pair(corpus: Corpus, grammar: Grammar) -> tuple[str, str, str] | None:
+    """(old code, new code, note) of a made-up update; None where it leads nowhere."""
+    rng, size = grammar.rng, corpus.size
+    longest = rng.choice([size // 4, size // 2, size * 3 // 4, size])
+    old = program(rng, corpus.codes, grammar, longest)
+    edit = update(old, grammar, corpus.borrowed) if parses(old) else None
+    if edit is None:
+        return None
+    new, note = edit
+    return old, new, dress(note, grammar)
