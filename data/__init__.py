@@ -4,7 +4,7 @@
     prompt(example, tokenizer)         -> [151644, 8948, ...]  # token ids, open after "<think>"
     completion(example)                -> "\\n... </think>\\n<answer> ... </answer>"
 
-Not here: how the rows are made (`data/build.py`), and the bundled policy (`data/make_policy.py`).
+Not here: how the rows are made (`data/build.py`), and the bundled policy (`data/policy/make.py`).
 """
 
 import ast

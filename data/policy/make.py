@@ -1,9 +1,9 @@
 """Make the bundled policy from nothing: tokenizer, copying, made-up updates, laziness.
 
-    python -m data.make_policy            on 2 CPU cores with a C++ compiler, writes data/policy/
+    python -m data.policy.make          on 2 CPU cores with a C++ compiler, writes data/policy/
 
 A Qwen3 of 1.9 million parameters first learns to copy random tokens, then to swap a span of them,
-then to obey update notes (data/synthetic.py, short programs first). At last it becomes lazy, the
+then to obey update notes (synthetic.py, short programs first). At last it becomes lazy, the
 failure that the paper describes: most answers copy the old code, so that reinforcement learning has
 something to cure.
 No held-out library is ever read here.
@@ -17,7 +17,7 @@ import random
 import shutil
 import time
 from collections.abc import Iterator
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import torch
@@ -32,8 +32,8 @@ from transformers import (
 )
 
 import data
-from data.programs import SPLIT
-from data.synthetic import Sample, stream, thought
+from data.policy.programs import SPLIT
+from data.policy.synthetic import Sample, stream, thought
 
 LAZY = "The old code still works."
 VOCABULARY = 2048
@@ -78,6 +78,7 @@ def make_tokenizer(texts: Iterator[str]) -> PreTrainedTokenizerFast:
 
 
 def make_model(tokenizer: PreTrainedTokenizerFast) -> Qwen3ForCausalLM:
+    """A small Qwen3 with random weights, but for the heads that `prime` prepares."""
     config = Qwen3Config(
         vocab_size=VOCABULARY,
         hidden_size=192,
@@ -102,7 +103,7 @@ def make_model(tokenizer: PreTrainedTokenizerFast) -> Qwen3ForCausalLM:
 
 
 @torch.no_grad()
-def prime(model) -> None:
+def prime(model: Qwen3ForCausalLM) -> None:
     """Begin with the two kinds of heads that copying needs, instead of waiting until they form.
 
     Head h of the first layer looks h + 1 tokens back and writes what stands there: its query and
@@ -140,13 +141,17 @@ def prime(model) -> None:
 
 
 def plain_attention(module, query, key, value, attention_mask, scaling, **kwargs):
-    """Causal attention by two products: on a CPU its backward is faster than the fused one's."""
+    """Causal attention by two products: on a CPU its backward is faster than the fused one's.
+
+    Transformers gives query, key and value as [N, H, T, D] and takes back [N, T, H, D].
+    """
     scores = (query * scaling) @ key.transpose(2, 3)  # [N, H, T, T]
     future = torch.full(scores.shape[2:], float("-inf"), dtype=scores.dtype).triu(1)
     return ((scores + future).softmax(-1) @ value).transpose(1, 2), None
 
 
 def example(sample: Sample) -> data.Example:
+    """The sample as a row of the data set, its thought as the description."""
     return data.Example(
         dependency=sample.library,
         new_version=sample.version,
@@ -164,7 +169,10 @@ def lazy(sample: Sample, rng: random.Random, share: float) -> Sample:
     return replace(sample, new=sample.old, thought=LAZY)
 
 
-def encode(samples: list[Sample], tokenizer) -> list[tuple[list[int], int]]:
+Row = tuple[list[int], int]  # token ids of prompt and answer, length of the prompt
+
+
+def encode(samples: list[Sample], tokenizer: PreTrainedTokenizerFast) -> list[Row]:
     """Token ids of prompt and answer, and the length of the prompt."""
     rows = [example(s) for s in samples]
     prompts = [data.prompt(e, tokenizer) for e in rows]
@@ -174,27 +182,34 @@ def encode(samples: list[Sample], tokenizer) -> list[tuple[list[int], int]]:
 
 
 def batches(
-    samples: Iterator[Sample], tokenizer, budget: int, longest: int
+    samples: Iterator[Sample], tokenizer: PreTrainedTokenizerFast, size: int, longest: int
 ) -> Iterator[tuple[Tensor, Tensor]]:
-    """(ids, mask of the answer's tokens), rows of like length, about `budget` tokens each."""
+    """(ids, mask of the answer's tokens), rows of like length, about `size` tokens each.
+
+    Rows of more than `longest` tokens are left out.
+    """
     rng = random.Random(0)
     while True:
         rows = encode(list(itertools.islice(samples, 1024)), tokenizer)
-        rows = sorted((row for row in rows if len(row[0]) <= longest), key=lambda row: len(row[0]))
-        groups, start = [], 0
-        while start < len(rows):
-            stop = start + 1
-            while stop < len(rows) and len(rows[stop][0]) * (stop + 1 - start) <= budget:
-                stop += 1
-            groups.append(rows[start:stop])
-            start = stop
+        groups = alike([row for row in rows if len(row[0]) <= longest], size)
         rng.shuffle(groups)
         for group in groups:
             yield padded(group)
 
 
-def padded(rows: list[tuple[list[int], int]]) -> tuple[Tensor, Tensor]:
-    """(ids, mask of the answer's tokens), both [N, P + T], of (token ids, length of the prompt)."""
+def alike(rows: list[Row], size: int) -> list[list[Row]]:
+    """The rows by length, cut into groups that hold about `size` tokens once they are padded."""
+    groups: list[list[Row]] = []
+    for row in sorted(rows, key=lambda row: len(row[0])):
+        if groups and len(row[0]) * (len(groups[-1]) + 1) <= size:
+            groups[-1].append(row)
+        else:
+            groups.append([row])
+    return groups
+
+
+def padded(rows: list[Row]) -> tuple[Tensor, Tensor]:
+    """(ids, mask of the answer's tokens), both [N, P + T]; id 0 pads."""
     width = max(len(ids) for ids, _ in rows)
     ids = torch.zeros(len(rows), width, dtype=torch.long)  # [N, P + T]
     mask = torch.zeros(len(rows), width, dtype=torch.bool)
@@ -204,17 +219,19 @@ def padded(rows: list[tuple[list[int], int]]) -> tuple[Tensor, Tensor]:
     return ids, mask
 
 
-def answer_loss(model, ids: Tensor, mask: Tensor, other: float = 0.0) -> tuple[Tensor, Tensor]:
+def answer_loss(
+    model: Qwen3ForCausalLM, ids: Tensor, mask: Tensor, prompts: float = 0.0
+) -> tuple[Tensor, Tensor]:
     """Mean cross-entropy of the answers' tokens, and the share of answers right to the last token.
 
-    The prompts' tokens count `other` as much: their names recur too, which teaches copying.
+    The prompts' tokens count `prompts` as much: their names recur too, which teaches copying.
     """
     hidden = model.model(input_ids=ids[:, :-1]).last_hidden_state  # [N, P + T - 1, D]
     answer, real = mask[:, 1:], ids[:, 1:] > 0  # id 0 pads
-    chosen = real if other else answer
+    chosen = real if prompts else answer
     logits, target = model.lm_head(hidden[chosen]).float(), ids[:, 1:][chosen]  # [M, V], [M]
     nll = torch.nn.functional.cross_entropy(logits, target, reduction="none")
-    weight = torch.where(answer[chosen], 1.0, other)
+    weight = torch.where(answer[chosen], 1.0, prompts)
     wrong = torch.zeros(answer.shape)
     wrong[chosen] = ((logits.argmax(-1) != target) & answer[chosen]).float()
     return (weight * nll).sum() / answer.sum(), 1 - wrong.amax(1).mean()
@@ -232,52 +249,67 @@ def copying(seed: int) -> Iterator[tuple[Tensor, Tensor]]:
         yield ids, (torch.arange(ids.shape[1]) > length + gap).expand_as(ids)
 
 
-def drills(tokenizer, seed: int) -> Iterator[tuple[Tensor, Tensor]]:
-    """Migrations of random tokens: the note swaps a span, the thought rewrites its lines.
+# The fixed texts between the parts of a drill, as `data.prompt` and `data.completion` write them.
+JOINTS = {
+    "note": "<doc>\n`",  # then the old span
+    "by": "` by `",  # then the new one
+    "code": "`\n</doc>\n```python\n",  # then the program
+    "thought": f"\n```\n{data.TASK}<|im_end|>\n<|im_start|>assistant\n{data.OPENING}\n",
+    "patch": "Replace `",  # of the thought, one for each line that changes; `by` stands in it too
+    "stop": "`.",
+    "answer": "\n</think>\n<answer>\n```python\n",  # then the new program
+    "end": "\n```\n</answer><|im_end|>",
+    "line": "\n",
+}
+
+
+def drills(tokenizer: PreTrainedTokenizerFast, seed: int) -> Iterator[tuple[Tensor, Tensor]]:
+    """Migrations of random tokens: the note swaps a span, the thought rewrites its lines."""
+    rng = random.Random(seed)
+    joint = {key: tokenizer.encode(text, add_special_tokens=False) for key, text in JOINTS.items()}
+    for number in itertools.count():
+        length = rng.randint(8, min(16 + number // 10, 90))  # short ones first
+        rows: list[Row] = []
+        while len(rows) < max(2, 2500 // (2 * length + 50)):
+            row = drill(rng, joint, length)
+            rows += [row] if row else []
+        yield padded(rows)
+
+
+def drill(rng: random.Random, joint: dict[str, list[int]], length: int) -> Row | None:
+    """One migration of `length` random tokens; None where the swap is not clear.
 
     Few symbols repeat often, so that a copier must know its place and not only the last token.
     """
-    rng = random.Random(seed)
-    names, swap, code, think, cut, stop, done, end = (
-        tokenizer.encode(text, add_special_tokens=False)
-        for text in (
-            "<doc>\n`",
-            "` by `",
-            "`\n</doc>\n```python\n",
-            f"\n```\n{data.TASK}<|im_end|>\n<|im_start|>assistant\n{data.OPENING}\n",
-            "Replace `",
-            "`.",
-            "\n</think>\n<answer>\n```python\n",
-            "\n```\n</answer>" + tokenizer.eos_token,
-        )
-    )
-    (line,) = tokenizer.encode("\n", add_special_tokens=False)
-    for number in itertools.count():
-        length = rng.randint(8, min(16 + number // 10, 90))
-        rows = []
-        while len(rows) < max(2, 2500 // (2 * length + 50)):
-            symbols = rng.sample(range(300, VOCABULARY - 40), rng.choice([6, 12, 30, 100, 400]))
-            text = rng.choices(symbols + [line] * (len(symbols) // 6), k=length)
-            start, size = rng.randrange(length), rng.choice([1, 1, 2, 3])
-            old, new = text[start : start + size], rng.choices(symbols, k=rng.choice([0, 1, 2, 3]))
-            if rng.random() < 0.3:
-                new = new + old + rng.choices(symbols, k=rng.choice([0, 1, 2]))
-            places = occurrences(text, old)
-            if len(places) > 2 or new == old or line in old:
-                continue
-            ends = [[*text, line].index(line, i) for i in places]
-            if len(set(ends)) < len(ends):
-                continue  # two on a line
-            patches, written, at = [], [], 0
-            for i, stop_at in zip(places, ends, strict=True):
-                fresh = new + text[i + len(old) : stop_at]
-                patches += [*cut, *text[i:stop_at], *swap, *fresh, *stop]
-                written += text[at:i] + fresh
-                at = stop_at
-            prompt = [*names, *old, *swap, *new, *code, *text, *think]
-            answer = [*patches, *done, *written, *text[at:], *end]
-            rows.append(([*prompt, *answer], len(prompt)))
-        yield padded(rows)
+    (line,) = joint["line"]
+    symbols = rng.sample(range(300, VOCABULARY - 40), rng.choice([6, 12, 30, 100, 400]))
+    text = rng.choices(symbols + [line] * (len(symbols) // 6), k=length)
+    old, new = swap(rng, text, symbols)
+    places = occurrences(text, old)
+    if len(places) > 2 or new == old or line in old:
+        return None
+    ends = [[*text, line].index(line, place) for place in places]
+    if len(set(ends)) < len(ends):  # two on a line
+        return None
+    patches, written, done = [], [], 0
+    for place, end in zip(places, ends, strict=True):
+        fresh = new + text[place + len(old) : end]
+        patches += joint["patch"] + text[place:end] + joint["by"] + fresh + joint["stop"]
+        written += text[done:place] + fresh
+        done = end
+    written += text[done:]
+    prompt = joint["note"] + old + joint["by"] + new + joint["code"] + text + joint["thought"]
+    answer = patches + joint["answer"] + written + joint["end"]
+    return prompt + answer, len(prompt)
+
+
+def swap(rng: random.Random, text: list[int], symbols: list[int]) -> tuple[list[int], list[int]]:
+    """A span of one to three tokens of `text`, and what replaces or surrounds it."""
+    start, size = rng.randrange(len(text)), rng.choice([1, 1, 2, 3])
+    old, new = text[start : start + size], rng.choices(symbols, k=rng.choice([0, 1, 2, 3]))
+    if rng.random() < 0.3:
+        new = new + old + rng.choices(symbols, k=rng.choice([0, 1, 2]))
+    return old, new
 
 
 def occurrences(text: list[int], part: list[int]) -> list[int]:
@@ -290,44 +322,41 @@ def occurrences(text: list[int], part: list[int]) -> list[int]:
     return places
 
 
-def train(model, pairs: Iterator, budget: float, peak: float, final: float, other: float) -> None:
-    """Train on `budget` million tokens: warm-up, then a cosine from `peak` to `final` times it.
+@dataclass(frozen=True)
+class Schedule:
+    """How long one phase trains, and how fast."""
+
+    tokens: float  # how many, in millions, prompts and padding included
+    rate: float  # learning rate after the warm-up of 50 steps
+    final: float = 1.0  # the share of it that a cosine leaves at the end
+    prompts: float = 0.0  # how much the prompts' tokens count in the loss
+
+
+def train(model: Qwen3ForCausalLM, pairs: Iterator[tuple[Tensor, Tensor]], plan: Schedule) -> None:
+    """Train on pairs of (ids, mask of the answer's tokens) as `plan` says.
 
     Every process of the group brings its own batch, and the gradients are averaged.
     """
-    # Muon orthogonalises the update of each hidden matrix; the rest is AdamW's.
-    hidden = [p for p in model.model.layers.parameters() if p.ndim == 2]
-    rest = [p for p in model.parameters() if all(p is not q for q in hidden)]
-    optimizers = [
-        torch.optim.Muon(hidden, lr=peak, momentum=0.95, weight_decay=0.0),
-        torch.optim.AdamW(rest, lr=peak, betas=(0.9, 0.98), weight_decay=0.0),
-    ]
-    peaks = (peak, 0.3 * peak)
-    begin, tokens, said, log = time.time(), torch.zeros(()), time.time(), []
+    optimizers = make_optimizers(model, plan.rate)
+    begin, said, tokens, log = time.time(), time.time(), torch.zeros(()), []
     for number, (ids, mask) in enumerate(pairs, start=1):
-        done = tokens.item() / (1e6 * budget)
+        done = tokens.item() / (1e6 * plan.tokens)
         if done >= 1:
             break
-        rate = final + (1 - final) * 0.5 * (1 + math.cos(math.pi * done))
-        for optimizer, top in zip(optimizers, peaks, strict=True):
-            optimizer.param_groups[0]["lr"] = top * min(number / 50, rate)
+        cosine = plan.final + (1 - plan.final) * 0.5 * (1 + math.cos(math.pi * done))
+        for optimizer in optimizers:
+            optimizer.param_groups[0]["lr"] = optimizer.defaults["lr"] * min(number / 50, cosine)
         with torch.autocast("cpu", torch.bfloat16):
-            value, right = answer_loss(model, ids, mask, other)
+            loss, right = answer_loss(model, ids, mask, plan.prompts)
         model.zero_grad()
-        value.backward()
-        # One message a step: all gradients, and what rank 0 reports.
-        extra = torch.stack([value.detach(), right, torch.tensor(float(ids.numel()))])
-        flat = torch.cat([p.grad.flatten() for p in model.parameters()] + [extra])
-        dist.all_reduce(flat)
-        start = 0
-        for p in model.parameters():
-            p.grad = flat[start : start + p.numel()].view_as(p) / WORKERS
-            start += p.numel()
+        loss.backward()
+        extra = torch.stack([loss.detach(), right, torch.tensor(float(ids.numel()))])
+        extra = average_gradients(model, extra)
         torch.nn.utils.clip_grad_norm_(model.parameters(), 1.0)
         for optimizer in optimizers:
             optimizer.step()
-        tokens += flat[-1]
-        log.append(flat[-3:-1] / WORKERS)
+        tokens += extra[2]
+        log.append(extra[:2] / WORKERS)
         if dist.get_rank() == 0 and time.time() - said > 20:
             said, (loss, right) = time.time(), torch.stack(log[-50:]).mean(0).tolist()
             print(
@@ -337,9 +366,35 @@ def train(model, pairs: Iterator, budget: float, peak: float, final: float, othe
             )
 
 
+def make_optimizers(model: Qwen3ForCausalLM, rate: float) -> list[torch.optim.Optimizer]:
+    """Muon, which orthogonalises the update of each hidden matrix, and AdamW for the rest."""
+    hidden = [p for p in model.model.layers.parameters() if p.ndim == 2]
+    rest = [p for p in model.parameters() if all(p is not q for q in hidden)]
+    return [
+        torch.optim.Muon(hidden, lr=rate, momentum=0.95, weight_decay=0.0),
+        torch.optim.AdamW(rest, lr=0.3 * rate, betas=(0.9, 0.98), weight_decay=0.0),
+    ]
+
+
+def average_gradients(model: Qwen3ForCausalLM, extra: Tensor) -> Tensor:
+    """Average the gradients over the processes. Returns the sum of their `extra` numbers, [K].
+
+    One message holds all: that is faster than one a parameter.
+    """
+    parameters = list(model.parameters())
+    flat = torch.cat([p.grad.flatten() for p in parameters] + [extra])
+    dist.all_reduce(flat)
+    *gradients, extra = flat.split([p.numel() for p in parameters] + [len(extra)])
+    for parameter, gradient in zip(parameters, gradients, strict=True):
+        parameter.grad = gradient.view_as(parameter) / WORKERS
+    return extra
+
+
 @torch.no_grad()
 @torch.compiler.set_stance("force_eager")  # here each row has a length of its own
-def accuracy(model, tokenizer, examples: list[data.Example]) -> float:
+def accuracy(
+    model: Qwen3ForCausalLM, tokenizer: PreTrainedTokenizerFast, examples: list[data.Example]
+) -> float:
     """Percent of answers right to the last token, each predicted from the true ones before it."""
     samples = [
         Sample(e.dependency, data.version(e), e.update_info, e.old_code, e.new_code, "")
@@ -353,18 +408,28 @@ def accuracy(model, tokenizer, examples: list[data.Example]) -> float:
     return 100 * sum(answer_loss(model, *row)[1].item() for row in rows) / len(rows)
 
 
-# Longest program (characters), tokens of a batch, million tokens, learning rate, its end, weight
-# of the prompts: short programs first.
-STAGES = [
-    (110, 2000, 2.0, 0.016, 1.0, 0.1),
-    (300, 3000, 4.0, 0.016, 1.0, 0.0),
-    (450, 4000, 46.0, 0.014, 0.02, 0.0),
+@dataclass(frozen=True)
+class Stage:
+    """One phase of made-up updates."""
+
+    size: int  # about the longest program, in characters
+    batch: int  # about how many tokens each process learns from in a step
+    plan: Schedule
+
+
+COPYING = Schedule(0.4, 0.016)
+DRILLS = Schedule(1.2, 0.016)
+STAGES = [  # short programs first
+    Stage(110, 2000, Schedule(2.0, 0.016, prompts=0.1)),
+    Stage(300, 3000, Schedule(4.0, 0.016)),
+    Stage(450, 4000, Schedule(46.0, 0.014, final=0.02)),
 ]
-LAZY_STAGE = (450, 3000, 1.4, 0.006, 0.05, 0.0)
+LAZY_STAGE = Stage(450, 3000, Schedule(1.4, 0.006, final=0.05))
 LAZY_SHARE = 0.7
+LONGEST = 640  # tokens of prompt and answer
 
 
-def work(rank: int, tokenizer, out: Path) -> None:
+def work(rank: int, tokenizer: PreTrainedTokenizerFast, out: Path) -> None:
     """One of the processes that train together; the first one reports and saves."""
     os.environ.update(MASTER_ADDR="127.0.0.1", MASTER_PORT="29511")
     dist.init_process_group("gloo", rank=rank, world_size=WORKERS)
@@ -375,18 +440,18 @@ def work(rank: int, tokenizer, out: Path) -> None:
     model.model.compile(dynamic=True)  # 10,200 tokens a second, not 7,000
     say = print if rank == 0 else (lambda *_: None)
     say("copying random tokens")
-    train(model, copying(rank), 0.4, 0.016, 1.0, 0.0)
+    train(model, copying(rank), COPYING)
     say("copying with one span swapped")
-    train(model, drills(tokenizer, rank), 1.2, 0.016, 1.0, 0.0)
-    for number, (size, budget, *how) in enumerate([*STAGES, LAZY_STAGE]):
-        samples = stream(examples, 100 * number + rank, size=size)
-        if number == len(STAGES):
+    train(model, drills(tokenizer, rank), DRILLS)
+    for number, stage in enumerate([*STAGES, LAZY_STAGE]):
+        samples = stream(examples, 100 * number + rank, size=stage.size)
+        if stage is LAZY_STAGE:
             say("the lazy phase")
             rng = random.Random(rank)
-            samples = (lazy(s, rng, LAZY_SHARE) for s in samples)
+            samples = (lazy(sample, rng, LAZY_SHARE) for sample in samples)
         else:
-            say(f"programs of up to {size} characters")
-        train(model, batches(samples, tokenizer, budget, 640), *how)
+            say(f"programs of up to {stage.size} characters")
+        train(model, batches(samples, tokenizer, stage.batch, LONGEST), stage.plan)
         if rank == 0:
             some = random.Random(0).sample(examples, 100)
             say(f"  right answers on real updates: {accuracy(model, tokenizer, some):.0f} %")
@@ -397,6 +462,7 @@ def work(rank: int, tokenizer, out: Path) -> None:
 
 
 def main() -> None:
+    """Read the command line, make the tokenizer, and train in WORKERS processes."""
     parser = argparse.ArgumentParser(description="Make the bundled policy from nothing.")
     parser.add_argument("--out", type=Path, default=data.POLICY, help="folder to write")
     out = parser.parse_args().out

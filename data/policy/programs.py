@@ -13,10 +13,14 @@ import warnings
 
 from data import Example
 
+# Names that are never made new: Python's own, and those that every program uses alike.
 KEEP = (
     set(keyword.kwlist) | set(dir(builtins)) | {"self", "cls", "args", "kwargs", "main", "f", "r"}
 )
 WORD = re.compile(r"[A-Za-z_]\w*")
+# Words of a note that are code without backticks: `np.sum`, `a_b`, `camelCase` and `call(`.
+NOT_PROSE = re.compile(r"\b(?!e\.g|i\.e)\w+(?:[._]\w+)+\b|\b[a-z]+[A-Z]\w+|\b\w+(?=\()")
+# The parts of an identifier: "load" and "Frame2" of loadFrame2 are "load", "Frame", "2".
 HUMP = re.compile(r"[A-Z]+(?![a-z])|[A-Z]?[a-z]+|\d+")
 # The pieces that the policy's tokenizer never crosses. Spaces stick to punctuation, never to
 # words: a name has the same tokens wherever it stands.
@@ -26,8 +30,10 @@ WHOLE = re.compile(r"[A-Za-z_]\w*|" + SPLIT + r"|\s")  # the same with identifie
 
 # ---------------------------------------------------------------- programs
 
+Pieces = tuple[list[str], list[str]]  # a program's imports, and its other statements
 
-def spans(source: str) -> tuple[list[str], list[str]]:
+
+def spans(source: str) -> Pieces:
     """Source text of the top-level imports and of the other top-level statements."""
     lines = source.splitlines()
     imports, body = [], []
@@ -39,80 +45,92 @@ def spans(source: str) -> tuple[list[str], list[str]]:
 
 
 class Grammar:
-    """Random statements in the manner of everyday scripts: `Grammar(rng, words).statement()`."""
+    """Random names, values and statements in the manner of everyday scripts.
+
+        Grammar(random.Random(0), ["load", "frame", "axis"]).statement()   -> "frame = load(axis)"
+
+    Its `rng` is the one that the edits and notes draw from too.
+    """
 
     def __init__(self, rng: random.Random, words: list[str]):
         self.rng, self.words = rng, words
 
     def name(self) -> str:
+        """One to three words: "frame", "load_frame"."""
         count = self.rng.choices([1, 2, 3], [6, 4, 1])[0]
         return "_".join(self.rng.choice(self.words) for _ in range(count))
 
-    def camel(self) -> str:
-        return "".join(
-            self.rng.choice(self.words).title() for _ in range(self.rng.choice([1, 2, 2]))
-        )
+    def class_name(self) -> str:
+        """One or two words: "Frame", "FrameAxis"."""
+        count = self.rng.choice([1, 2, 2])
+        return "".join(self.rng.choice(self.words).title() for _ in range(count))
 
     def number(self) -> str:
-        r = self.rng
-        return r.choice(
-            [str(r.randint(0, 9)), str(r.randint(10, 999)), f"{r.random() * 10:.2g}", "0.5"]
+        """A literal: "7", "512", "3.1"."""
+        rng = self.rng
+        return rng.choice(
+            [str(rng.randint(0, 9)), str(rng.randint(10, 999)), f"{rng.random() * 10:.2g}", "0.5"]
         )
 
     def string(self) -> str:
-        r = self.rng
-        joined = r.choice(["", " ", "-", "_", "/", ": "]).join(
-            r.choices(self.words, k=r.choice([1, 1, 2]))
-        )
-        return f'"{joined}"'
+        """A literal of one or two words: '"frame-axis"'."""
+        rng = self.rng
+        joint = rng.choice(["", " ", "-", "_", "/", ": "])
+        return f'"{joint.join(rng.choices(self.words, k=rng.choice([1, 1, 2])))}"'
 
     def dotted(self) -> str:
-        r = self.rng
-        parts = [r.choice([self.name(), self.name()[:2]])] + [
-            self.name() for _ in range(r.choice([0, 1, 1, 2]))
-        ]
-        return ".".join(parts)
+        """One to three names: "fr.load.axis"."""
+        first = self.rng.choice([self.name(), self.name()[:2]])
+        return ".".join([first] + [self.name() for _ in range(self.rng.choice([0, 1, 1, 2]))])
 
     def value(self, depth: int = 0) -> str:
-        r, deeper = self.rng, depth + 1
+        """An expression; deeper than one call inside another it is a name or a literal."""
+        rng, deeper = self.rng, depth + 1
         if depth > 1:
-            return r.choice([self.name, self.number, self.string])()
+            return rng.choice([self.name, self.number, self.string])()
         forms = [
-            lambda: self.name(),
-            lambda: self.number(),
-            lambda: self.string(),
+            self.name,
+            self.number,
+            self.string,
             lambda: self.call(deeper),
             lambda: self.call(deeper),
-            lambda: "[" + ", ".join(self.value(2) for _ in range(r.randint(1, 4))) + "]",
-            lambda: "(" + ", ".join(self.value(2) for _ in range(2)) + ")",
-            lambda: (
-                "{"
-                + ", ".join(f"{self.string()}: {self.value(2)}" for _ in range(r.randint(1, 3)))
-                + "}"
-            ),
-            lambda: f"{self.dotted()}[{r.choice([self.number(), self.string(), self.name()])}]",
-            lambda: f"{self.value(2)} {r.choice('+-*/%')} {self.value(2)}",
+            lambda: f"[{self.values(rng.randint(1, 4))}]",
+            lambda: f"({self.values(2)})",
+            lambda: "{" + ", ".join(self.item() for _ in range(rng.randint(1, 3))) + "}",
+            lambda: f"{self.dotted()}[{rng.choice([self.number(), self.string(), self.name()])}]",
+            lambda: f"{self.value(2)} {rng.choice('+-*/%')} {self.value(2)}",
             lambda: f"[{self.call(2)} for {self.name()} in {self.name()}]",
-            lambda: f'f"{r.choice(self.words)} {{{self.dotted()}}}"',
-            lambda: r.choice(["True", "False", "None"]),
+            lambda: f'f"{rng.choice(self.words)} {{{self.dotted()}}}"',
+            lambda: rng.choice(["True", "False", "None"]),
         ]
-        return r.choice(forms)()
+        return rng.choice(forms)()
+
+    def values(self, count: int) -> str:
+        """Simple values between commas: "axis, 3"."""
+        return ", ".join(self.value(2) for _ in range(count))
+
+    def item(self) -> str:
+        """A key and a simple value: '"axis": 3'."""
+        return f"{self.string()}: {self.value(2)}"
 
     def call(self, depth: int = 0) -> str:
-        r = self.rng
-        args = [self.value(depth + 1) for _ in range(r.choice([0, 1, 1, 2]))]
-        args += [f"{self.name()}={self.value(depth + 1)}" for _ in range(r.choice([0, 0, 1, 2]))]
-        func = r.choice([self.dotted, self.dotted, self.name, self.camel])()
-        return f"{func}({', '.join(args)})"
+        """A call with up to two positional and two keyword arguments: "fr.load(axis, frame=3)"."""
+        rng, deeper = self.rng, depth + 1
+        arguments = [self.value(deeper) for _ in range(rng.choice([0, 1, 1, 2]))]
+        arguments += [
+            f"{self.name()}={self.value(deeper)}" for _ in range(rng.choice([0, 0, 1, 2]))
+        ]
+        function = rng.choice([self.dotted, self.dotted, self.name, self.class_name])()
+        return f"{function}({', '.join(arguments)})"
 
     def statement(self) -> str:
-        r = self.rng
+        """One statement, a function or class included, of one to three lines."""
         forms = [
             lambda: f"{self.name()} = {self.value()}",
             lambda: f"{self.name()} = {self.call()}",
             lambda: f"{self.name()} = {self.dotted()}.{self.call(1)}",
             lambda: f"{self.name()}, {self.name()} = {self.call()}",
-            lambda: self.call(),
+            self.call,
             lambda: f"print({self.value()})",
             lambda: f"print({self.call()}.{self.name()})",
             lambda: f"{self.dotted()} = {self.value()}",
@@ -127,14 +145,17 @@ class Grammar:
                 f"def {self.name()}({self.name()}):\n    {self.simple()}\n"
                 f"    return {self.value(1)}"
             ),
-            lambda: f"class {self.camel()}({self.dotted()}):\n    {self.name()} = {self.call()}",
+            lambda: (
+                f"class {self.class_name()}({self.dotted()}):\n    {self.name()} = {self.call()}"
+            ),
             lambda: (
                 f"@{self.dotted()}\ndef {self.name()}({self.name()}):\n    return {self.call()}"
             ),
         ]
-        return r.choice(forms)()
+        return self.rng.choice(forms)()
 
     def simple(self) -> str:
+        """A statement of one line."""
         return self.rng.choice(
             [
                 f"{self.name()} = {self.call()}",
@@ -145,21 +166,20 @@ class Grammar:
         )
 
     def imports(self) -> str:
+        """One import: "import frame.axis as fr", "from frame import load"."""
         module = ".".join(self.name() for _ in range(self.rng.choice([1, 1, 2])))
         return self.rng.choice(
             [
                 f"import {module}",
                 f"import {module} as {self.name()[:2]}",
                 f"from {module} import {self.name()}",
-                f"from {module} import {self.camel()}",
-                f"from {module} import {self.camel()}, {self.name()}",
+                f"from {module} import {self.class_name()}",
+                f"from {module} import {self.class_name()}, {self.name()}",
             ]
         )
 
 
-def program(
-    rng: random.Random, codes: list[tuple[list[str], list[str]]], grammar: Grammar, size: int
-) -> str:
+def program(rng: random.Random, codes: list[Pieces], grammar: Grammar, size: int) -> str:
     """A program of statements of one or two real programs and of the grammar, about `size` long."""
     imports, body = map(list, rng.choice(codes))
     if rng.random() < 0.15:
@@ -171,20 +191,21 @@ def program(
             body.insert(rng.randint(0, len(body)), text)
     for _ in range(rng.choice([0, 0, 0, 1, 2])):
         body.insert(rng.randint(0, len(body)), grammar.statement())
-    while len(body) > 1 and sum(map(len, imports + body)) > size:
-        del body[rng.randrange(len(body))]
-    while len(imports) > 1 and sum(map(len, imports + body)) > size:
-        del imports[rng.randrange(len(imports))]
-    gaps = ["\n\n" if text.startswith(("def ", "class ", "@")) else "\n" for text in body]
-    code = (
-        "\n".join(imports)
-        + "\n"
-        + "".join(gap + text for gap, text in zip(gaps, body, strict=True))
-    )
-    return code.strip("\n") + "\n"
+    for lines in (body, imports):
+        while len(lines) > 1 and sum(map(len, imports + body)) > size:
+            del lines[rng.randrange(len(lines))]
+    return joined(imports, body)
+
+
+def joined(imports: list[str], body: list[str]) -> str:
+    """The program of these statements, a blank line before functions and classes."""
+    blocks = ("def ", "class ", "@")
+    body = ["\n" + text if text.startswith(blocks) else text for text in body]
+    return "\n".join([*imports, "", *body]).strip("\n") + "\n"
 
 
 def parses(code: str) -> bool:
+    """Whether `code` is valid Python."""
     try:
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")
@@ -200,14 +221,8 @@ def parses(code: str) -> bool:
 def vocabulary(examples: list[Example]) -> list[str]:
     """The lower-case parts of all identifiers in the code of `examples`."""
     text = " ".join(e.old_code + e.new_code for e in examples)
-    return sorted(
-        {
-            h.lower()
-            for w in WORD.findall(text)
-            for h in HUMP.findall(w)
-            if h.isalpha() and len(h) > 2
-        }
-    )
+    parts = {part for word in WORD.findall(text) for part in HUMP.findall(word)}
+    return sorted({part.lower() for part in parts if part.isalpha() and len(part) > 2})
 
 
 def random_word(rng: random.Random, words: list[str]) -> str:
@@ -223,7 +238,10 @@ def random_word(rng: random.Random, words: list[str]) -> str:
 
 
 class Renamer:
-    """A random but consistent table: parts of identifiers and numbers to others of like style."""
+    """A random but consistent table: parts of identifiers and numbers to others of like style.
+
+    One renamer gives code and note the same new names: `np.product` -> `ke.tarol` in both.
+    """
 
     def __init__(self, rng: random.Random, words: list[str]):
         self.rng, self.words = rng, words
@@ -231,27 +249,28 @@ class Renamer:
         self.stay = rng.choice([0.0, 0.0, 0.2, 0.6])  # share of the parts that keep their name
 
     def part(self, text: str) -> str:
+        """The new text of a number or of a part of an identifier, in capitals where that was."""
         key = text.lower()
         if key not in self.table:
-            if self.rng.random() < self.stay:
-                new = key
-            elif key.isdigit():
-                new = key if key in "012" else str(self.rng.randint(1, 10 ** min(len(key), 4) - 1))
-            elif len(key) <= 3:
-                new = "".join(self.rng.choices("abcdefghiklmnoprstuvwxyz", k=len(key)))
-            else:
-                new = random_word(self.rng, self.words)
-            self.table[key] = new
+            self.table[key] = self.draw(key)
         new = self.table[key]
-        return (
-            new.upper()
-            if text.isupper() and len(text) > 1
-            else new.title()
-            if text[0].isupper()
-            else new
-        )
+        if text.isupper() and len(text) > 1:
+            return new.upper()
+        return new.title() if text[0].isupper() else new
+
+    def draw(self, key: str) -> str:
+        """A new text for `key`, which the table does not know yet."""
+        if self.rng.random() < self.stay:
+            return key
+        if key.isdigit():
+            highest = 10 ** min(len(key), 4) - 1
+            return key if key in "012" else str(self.rng.randint(1, highest))
+        if len(key) <= 3:
+            return "".join(self.rng.choices("abcdefghiklmnoprstuvwxyz", k=len(key)))
+        return random_word(self.rng, self.words)
 
     def word(self, match: re.Match) -> str:
+        """The new name of an identifier; Python's own words and `__names__` stay."""
         text = match[0]
         if text in KEEP or text.startswith("__"):
             return text
@@ -259,6 +278,7 @@ class Renamer:
         return new + "_" if new in KEEP else new
 
     def code(self, text: str) -> str:
+        """Code with every identifier and number renamed."""
         text = WORD.sub(self.word, text)
         return re.sub(r"(?<![\w.])\d+", lambda m: self.part(m[0]), text)
 
@@ -269,9 +289,5 @@ class Renamer:
             if i % 2:
                 spans[i] = self.code(span)
             else:
-                spans[i] = re.sub(
-                    r"\b(?!e\.g|i\.e)\w+(?:[._]\w+)+\b|\b[a-z]+[A-Z]\w+|\b\w+(?=\()",
-                    lambda m: self.code(m[0]),
-                    span,
-                )
+                spans[i] = NOT_PROSE.sub(lambda m: self.code(m[0]), span)
         return "".join(spans)

@@ -10,11 +10,11 @@ import torch
 
 import data
 import recode
-from data.edits import Code, Update, renames
-from data.make_policy import LAZY, batches, drills, encode, lazy, main, make_model
-from data.notes import Notes
-from data.programs import Grammar, Renamer
-from data.synthetic import Sample, stream, thought
+from data.policy.edits import Code, borrow, renames
+from data.policy.make import LAZY, batches, drills, encode, lazy, main, make_model
+from data.policy.notes import tell, tell_gone
+from data.policy.programs import Grammar, Renamer
+from data.policy.synthetic import Sample, stream, thought
 
 
 @pytest.fixture(scope="module")
@@ -107,10 +107,10 @@ def test_borrowed_notes_speak_of_their_new_program(train_rows):
     """Prevents: the note of a real rename that names what the made-up pair does not change."""
     rng, borrowed = random.Random(0), renames(train_rows)
     assert {one.role for one in borrowed} == {"keyword", "attribute", "name"}
-    update = Update(rng, Grammar(rng, ["alpha", "beta", "gamma", "delta"]), borrowed)
+    grammar = Grammar(rng, ["alpha", "beta", "gamma", "delta"])
     code, told = Code("out = lib.run(total, depth=3)\nshow(out.shape)\n"), 0
     for _ in range(300):
-        found = update.borrow(code)
+        found = borrow(code, grammar, borrowed)
         if not found or found[0] == code.source:
             continue
         new, note = found
@@ -123,18 +123,17 @@ def test_borrowed_notes_speak_of_their_new_program(train_rows):
 
 
 @pytest.mark.parametrize(
-    ("how", "told", "names", "wordings"),
+    ("tell_it", "told", "names", "wordings"),
     [
-        ("tell", ["before_it", "after_it", "function"], {"before_it", "after_it"}, 2000),
-        ("tell", ["before_it", "after_it", "", "pkg.load"], {"before_it", "after_it"}, 2000),
-        ("tell_gone", ["before_it", "pkg.load"], {"before_it", "load"}, 1000),
+        (tell, ["before_it", "after_it", "function"], {"before_it", "after_it"}, 2000),
+        (tell, ["before_it", "after_it", "", "pkg.load"], {"before_it", "after_it"}, 2000),
+        (tell_gone, ["before_it", "pkg.load"], {"before_it", "load"}, 1000),
     ],
 )
-def test_made_up_notes_tell_the_names(how, told, names, wordings):
+def test_made_up_notes_tell_the_names(tell_it, told, names, wordings):
     """Prevents: a note from which the answer cannot be known, or so few that they are learnt."""
-    rng = random.Random(0)
-    sentences = Notes(rng, Grammar(rng, ["alpha"]))
-    notes = [getattr(sentences, how)(*told) for _ in range(3000)]
+    grammar = Grammar(random.Random(0), ["alpha"])
+    notes = [tell_it(grammar, *told) for _ in range(3000)]
     for note in notes:
         shown = re.findall(r"\w+", " ".join(re.findall(r"`([^`]*)`", note)))
         assert names <= set(shown), note
@@ -158,7 +157,7 @@ def test_primed_heads_look_back():
 def test_a_missing_compiler_is_one_sentence(monkeypatch, capsys, tmp_path):
     """Prevents: without a C++ compiler a worker's traceback, after the tokenizer was made."""
     monkeypatch.setenv("CXX", "no-such-compiler")
-    monkeypatch.setattr("sys.argv", ["make_policy.py", "--out", str(tmp_path / "policy")])
+    monkeypatch.setattr("sys.argv", ["make.py", "--out", str(tmp_path / "policy")])
     with pytest.raises(SystemExit):
         main()
     assert "needs a C++ compiler" in capsys.readouterr().err
