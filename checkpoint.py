@@ -16,6 +16,7 @@ import fcntl
 import hashlib
 import json
 import shutil
+import time
 from collections.abc import Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -43,7 +44,8 @@ class State:
     live: int = 0  # groups that the last step was trained on
     idle: int = 0  # steps in a row without one
     skipped: int = 0  # optimizer steps in a row whose loss or gradient was not finite
-    seconds: float = 0.0  # of the sessions before this one
+    seconds: float = 0.0  # of the sessions before this one, which began at `begin`
+    begin: float = field(default_factory=time.time)
     whole: bool = True  # the weights are those after `step` whole steps
     random: dict[str, Tensor] = field(default_factory=dict)  # generators, as they were then
 
@@ -55,6 +57,10 @@ class State:
         self.step, self.drawn, self.live = self.step + 1, self.drawn + drawn, live
         self.idle = 0 if live else self.idle + 1
         self.whole, self.random = True, self.generators()
+
+    def elapsed(self) -> float:
+        """Seconds of all sessions."""
+        return self.seconds + time.time() - self.begin
 
     def generators(self) -> dict[str, Tensor]:
         """The state of every generator that a step may draw from."""
@@ -78,6 +84,8 @@ def claimed(folder: Path) -> Iterator[None]:
             yield
         finally:
             lock.unlink(missing_ok=True)
+            with contextlib.suppress(OSError):
+                folder.rmdir()  # if nothing was written
 
 
 def is_empty(folder: Path) -> bool:
@@ -132,7 +140,7 @@ def write(fresh: Path, policy: Policy, state: State) -> None:
     policy.tokenizer.save_pretrained(fresh)
     save_file(moments(policy.model, state.optimizer), fresh / "optimizer.safetensors")
     save_file(state.random, fresh / "random.safetensors")
-    counts = {name: getattr(state, name) for name in COUNTS}
+    counts = {name: getattr(state, name) for name in COUNTS} | {"seconds": state.elapsed()}
     sums = {path.name: checksum(path) for path in sorted(fresh.iterdir())}
     draft = fresh / "state.draft"
     draft.write_text(json.dumps(counts | {"sha256": sums}, indent=1) + "\n", encoding="utf-8")

@@ -8,6 +8,8 @@ It does not load torch, so that `--help` and a wrong flag are answered at once.
 import argparse
 import json
 import math
+import signal
+import sys
 from dataclasses import asdict, dataclass, field, fields
 from pathlib import Path
 
@@ -156,6 +158,17 @@ def check_reader(f, algo: str) -> None:
 def spelled(name: str) -> str:
     """The flag of a field: max_new_tokens -> --max-new-tokens."""
     return "--" + name.replace("_", "-")
+
+
+def from_command_line() -> Config:
+    """`parse` for a script that has yet to load torch: until then Ctrl-C just ends it."""
+    if signal.getsignal(signal.SIGINT) is not signal.SIG_IGN:
+        signal.signal(signal.SIGINT, signal.SIG_DFL)
+    try:
+        return parse()
+    except (ValueError, OSError) as error:
+        print(f"recode.py: {error}", file=sys.stderr)
+        raise SystemExit(2) from None
 
 
 def parse(arguments: list[str] | None = None) -> Config:

@@ -6,8 +6,10 @@
 A completion is parsed once; tables, sample pages and curves (`report.py`) are views of the records.
 """
 
+import json
 import random
 from dataclasses import dataclass
+from pathlib import Path
 
 import torch
 from tqdm import tqdm
@@ -88,13 +90,39 @@ def chosen(path: str, most: int) -> dict[str, list[data.Example]]:
     }
 
 
-def report(policy: Policy, path: str, most: int, max_new_tokens: int, title: str) -> Report:
-    """Greedy answers of a policy to the chosen rows of each split, under a progress bar."""
-    rows = chosen(path, most)
+def report(
+    policy: Policy, rows: dict[str, list[data.Example]], max_new_tokens: int, title: str
+) -> Report:
+    """Graded greedy answers of a policy to the rows of each split, under a progress bar."""
     with tqdm(
         total=sum(map(len, rows.values())), desc=title, unit="row", dynamic_ncols=True
     ) as bar:
         return {name: greedy(policy, rows[name], max_new_tokens, bar) for name in rows}
+
+
+def lines(report: Report) -> str:
+    """One JSON object an answer: its split, its row's id, its text and what it is worth."""
+    rows = []
+    for split, graded in report.items():
+        for g in graded:
+            worth = {"format": g.format, "exact": g.exact, "em": g.em, "es": g.es}
+            rows.append(json.dumps({"split": split, "id": g.example.id, "text": g.text} | worth))
+    return "".join(row + "\n" for row in rows)
+
+
+def read(path: Path, rows: dict[str, list[data.Example]]) -> Report | None:
+    """What `lines` wrote of these very rows; None if the file is not there or is of others."""
+    if not path.is_file():
+        return None
+    kept = [json.loads(line) for line in path.read_text(encoding="utf-8").splitlines()]
+    wanted = [(split, example) for split in rows for example in rows[split]]
+    if [(k["split"], k["id"]) for k in kept] != [(split, e.id) for split, e in wanted]:
+        return None
+    graded: Report = {split: [] for split in rows}
+    for k, (split, example) in zip(kept, wanted, strict=True):
+        worth = (k[name] for name in ("text", "format", "exact", "em", "es"))
+        graded[split].append(Graded(example, *worth))
+    return graded
 
 
 def copied(examples: list[data.Example]) -> list[Graded]:

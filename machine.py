@@ -42,7 +42,7 @@ def cpu_quota(folder: Path) -> int:
 
 
 def crowded() -> str:
-    """One sentence if all threads together are slower than one here, which is other work's doing."""
+    """A sentence if all threads together are slower than one here, as other work makes them."""
     count = torch.get_num_threads()
     if count == 1:
         return ""
@@ -52,7 +52,7 @@ def crowded() -> str:
         return ""
     return (
         f"{count} threads take {together / alone:.1f} times as long as one: other work uses these "
-        "cores. Stop it, or try --threads 1."
+        "cores. Stop it, or try --threads 1.\n"
     )
 
 

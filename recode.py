@@ -3,7 +3,7 @@
     python recode.py --algo grpo          trains the bundled policy on the bundled updates
 
 Left out: (1) evaluation by running the code, (2) adapters and low precision: all weights train in
-float32, (3) several GPUs, (4) bit-exact resume.
+float32, (3) several GPUs.
 
 One step is five verbs, and the loop in `train` says just them:
 
@@ -16,7 +16,12 @@ One step is five verbs, and the loop in `train` says just them:
 Shapes: B prompts (= groups), G samples per prompt, T completion length.
 """
 
-import argparse
+import config as settings
+
+if __name__ == "__main__":  # --help and a wrong flag are answered before torch is loaded
+    CONFIG = settings.from_command_line()
+
+import contextlib
 import itertools
 import json
 import math
@@ -25,7 +30,7 @@ import signal
 import sys
 import time
 from collections.abc import Iterator
-from dataclasses import asdict, dataclass, field, fields
+from dataclasses import replace
 from pathlib import Path
 
 import torch
@@ -34,76 +39,18 @@ from tqdm import tqdm
 from transformers import PreTrainedModel
 from transformers.utils import logging as transformers_logging
 
+import checkpoint
 import dapo
 import data
 import evaluate
 import grpo
+import machine
 import report
 import reward as rewards
-from policy import Policy, State, load, restore, save
+from checkpoint import State
+from config import Config
+from policy import Policy, load
 from rollout import Rollout, join, token_logp
-
-
-def flag(default, meaning: str, choices: tuple = ()):
-    """A field of Config and the help of its command-line flag."""
-    return field(default=default, metadata={"help": meaning, "choices": choices})
-
-
-@dataclass
-class Config:
-    """Everything a run depends on. The defaults suit the bundled policy."""
-
-    algo: str = flag("grpo", "algorithm", ("grpo", "dapo", "sft"))
-    model: str = flag("", "folder or hub id of a causal language model (default: bundled)")
-    data: str = flag("", "JSON-lines file of API updates (default: bundled)")
-    steps: int = flag(12, "rollouts to train on (sft: batches)")
-    device: str = flag("auto", "auto takes the GPU where there is one", ("auto", "cpu", "cuda"))
-    seed: int = flag(0, "seed of the order of the data and of sampling")
-    out: str = flag("", "run folder (default: runs/ALGO-seedN)")
-    resume: str = flag("", "run folder to go on with, in its own configuration")
-    # sample
-    prompts: int = flag(16, "B, prompts per rollout")
-    group_size: int = flag(8, "G, samples per prompt, 2 or more")
-    max_new_tokens: int = flag(384, "longest completion, tokens")
-    temperature: float = flag(1.0, "of sampling and scoring alike, above 0")
-    live: str = flag("exact", "DAPO: a group is live if this varies in it", ("exact", "reward"))
-    max_refills: int = flag(3, "DAPO: times that dead groups are replaced per step, 0 is off")
-    patience: int = flag(10, "DAPO: steps in a row without a live group before the run stops")
-    # score
-    correctness: str = flag("em_star", "reward of the code", ("es_star", "em_star"))
-    overlong_buffer: int = flag(0, "DAPO: soft zone before max_new_tokens, tokens, 0 is off")
-    # advantage and loss
-    scale: bool = flag(True, "divide the advantage by the group's std (Dr. GRPO does not)")
-    clip: float = flag(0.2, "GRPO: the ratio is clipped to 1 - clip ... 1 + clip")
-    beta: float = flag(0.001, "GRPO: weight of the KL to the untrained model, 0 drops it")
-    clip_low: float = flag(0.2, "DAPO: lower clip")
-    clip_high: float = flag(0.28, "DAPO: upper clip")
-    dual_clip: float = flag(
-        10.0, "DAPO: bound on the ratio where the advantage is negative, inf is off"
-    )
-    # step
-    updates: int = flag(2, "optimizer steps per rollout")
-    micro_groups: int = flag(2, "groups per forward pass: memory against speed")
-    lr: float = flag(4e-4, "peak learning rate (1e-6 is usual for all weights of a real model)")
-    warmup: int = flag(2, "steps of linear warm-up, times a cosine down to a tenth")
-    weight_decay: float = flag(0.0, "AdamW's, per step and learning rate")
-    max_grad_norm: float = flag(1.0, "longer gradients are scaled down to this norm")
-    # report
-    save_every: int = flag(10, "steps between checkpoints, beside the one at the end")
-    eval_rows: int = flag(300, "rows of each split in the final table, at most")
-    show_every: int = flag(0, "steps between two completions that are shown, 0 is off")
-
-    def __post_init__(self):
-        check(self)
-        if self.device == "auto":
-            self.device = "cuda" if torch.cuda.is_available() else "cpu"
-        self.out = self.out or f"runs/{self.algo}-seed{self.seed}"
-
-    @property
-    def live_by(self) -> str:
-        """The score whose spread makes a group live: what DAPO's filter asks for, or the reward."""
-        return "exact" if self.algo == "dapo" and self.live == "exact" else "total"
-
 
 # ------------------------------------------------------------------------------------------------
 # The loop
@@ -114,7 +61,7 @@ def train(config: Config, policy: Policy, state: State) -> Iterator[dict]:
     """GRPO or DAPO, one step a turn. Yields the metrics of each step."""
     algo = {"grpo": grpo, "dapo": dapo}[config.algo]
     knobs = {name: getattr(config, name) for name in algo.KNOBS}
-    reference = frozen(config) if knobs.get("beta") else None
+    reference = frozen(config, policy) if knobs.get("beta") else None
     stream = endless(config, state.drawn)
     while state.step < config.steps and state.idle < config.patience:
         log, batch = report.Log(), Batch(config)
@@ -133,7 +80,7 @@ def train(config: Config, policy: Policy, state: State) -> Iterator[dict]:
         for groups in shares(len(adv), config.updates):
             part, part_adv = rollout.pick(groups), adv[groups]
             # The weights span the whole optimizer step, so its micro-batches simply add up.
-            weight = algo.token_weight(part.mask)  # [b, G, T]
+            weight, total = algo.token_weight(part.mask), 0.0  # [b, G, T]
             for micro in split(len(groups), config.micro_groups):
                 # ---- loss
                 logp = token_logp(policy.model, part, micro, temperature=config.temperature)
@@ -143,10 +90,11 @@ def train(config: Config, policy: Policy, state: State) -> Iterator[dict]:
                     ref_logp=ref_logp, **knobs,
                 )  # fmt: skip
                 loss.backward()
-                log.add(loss=loss.item(), **info)
+                total += loss.item()
+                log.add(**info)
             # ---- step
-            log.updated(grad_norm=update(policy, state, config))
-        state.count(batch.drawn, live=len(adv))
+            log.updated(total, *update(policy, state, config, total))
+        state.count(batch.drawn, live=int((adv != 0).any(dim=1).sum()))
         if config.show_every and state.step % config.show_every == 0:
             report.show(examples[0], texts[0], scores)
         yield log.close()
@@ -158,29 +106,35 @@ def finetune(config: Config, policy: Policy, state: State) -> Iterator[dict]:
     while state.step < config.steps:
         log, examples = report.Log(), list(itertools.islice(stream, config.prompts))
         answers = policy.imitate(examples, max_new_tokens=config.max_new_tokens)  # G = 1
-        weight = dapo.token_weight(answers.mask)  # [B, 1, T], token mean
-        for micro in split(len(examples), config.micro_groups * config.group_size):
+        weight, total = dapo.token_weight(answers.mask), 0.0  # [B, 1, T], token mean
+        for micro in split(len(examples), config.micro_rows):
             logp = token_logp(policy.model, answers, micro)  # [b, 1, T]
             loss = -(weight[micro] * logp).sum()  # NLL = -logp, so we negate
             loss.backward()
-            log.add(loss=loss.item())
-        log.updated(grad_norm=update(policy, state, config))
+            total += loss.item()
+        log.updated(total, *update(policy, state, config, total))
         state.count(len(examples), live=len(examples))
         yield {"length": answers.length.float().mean().item(), **log.close()}
 
 
-def update(policy: Policy, state: State, config: Config) -> float:
-    """One AdamW step at the scheduled rate -> the gradient's norm before it is cut."""
+def update(policy: Policy, state: State, config: Config, loss: float) -> tuple[float, bool]:
+    """One AdamW step at the scheduled rate -> the gradient's norm before it is cut, and whether
+    the step was skipped, because norm or loss is not finite: the weights would be lost for good.
+    """
     done = state.step / config.steps
     rate = min((state.step + 1) / config.warmup, 1.0) if config.warmup else 1.0
     rate *= 0.1 + 0.9 * (1 + math.cos(math.pi * done)) / 2
     for group in state.optimizer.param_groups:
         group["lr"] = config.lr * rate
-    norm = torch.nn.utils.clip_grad_norm_(policy.model.parameters(), config.max_grad_norm)
-    if torch.isfinite(norm):  # a broken gradient would break the weights for good
+    norm = torch.nn.utils.clip_grad_norm_(policy.model.parameters(), config.max_grad_norm).item()
+    skip = not (math.isfinite(norm) and math.isfinite(loss))
+    if skip:
+        state.skipped += 1
+    else:
+        state.whole, state.skipped = False, 0
         state.optimizer.step()
     state.optimizer.zero_grad()
-    return norm.item()
+    return norm, skip
 
 
 # ------------------------------------------------------------------------------------------------
@@ -240,7 +194,7 @@ def judge(
     """
     B, G = rollout.length.shape
     targets = [e.new_code for e in examples for _ in range(G)]
-    scores = rewards.score(texts, targets, config.correctness, config.device)
+    scores = rewards.score(texts, targets, config.correctness, rollout.tokens.device)
     scores = {name: value.view(B, G) for name, value in scores.items()}
     limit, buffer = config.max_new_tokens, config.overlong_buffer
     scores["total"] = scores["total"] + algo.overlong_penalty(rollout.length, limit, buffer)
@@ -248,9 +202,9 @@ def judge(
     return {**scores, "dead": grpo.dead(by), "keep": algo.keep(by)}
 
 
-def frozen(config: Config) -> PreTrainedModel:
+def frozen(config: Config, policy: Policy) -> PreTrainedModel:
     """The untrained model, the reference of the KL."""
-    return load(config.model, config.device).model.eval().requires_grad_(False)
+    return load(config.model, policy.model.device).model.eval().requires_grad_(False)
 
 
 @torch.no_grad()
@@ -279,206 +233,224 @@ def shares(count: int, parts: int) -> list[list[int]]:
 # ------------------------------------------------------------------------------------------------
 
 
+# ------------------------------------------------------------------------------------------------
+# The run
+# ------------------------------------------------------------------------------------------------
+
+
 def start(config: Config) -> tuple[Policy, State]:
     """The policy and a fresh state, or those of the checkpoint that the run goes on from."""
-    folder = Path(config.resume)
-    policy = load(str(folder / "checkpoint") if config.resume else config.model, config.device)
+    kept = checkpoint.newest(Path(config.resume)) if config.resume else None
+    device = config.device
+    if device == "auto":
+        device = "cuda" if torch.cuda.is_available() else "cpu"
+    if device == "cuda" and not torch.cuda.is_available():
+        raise ValueError("--device cuda: torch sees no GPU on this machine; use --device cpu")
+    policy = load(str(kept) if kept else config.model, device)
     optimizer = torch.optim.AdamW(
         policy.model.parameters(), lr=config.lr, weight_decay=config.weight_decay
     )
     # On the CPU, so that a run of one device can go on on another.
     state = State(optimizer, torch.Generator().manual_seed(config.seed))
-    return policy, restore(folder, state) if config.resume else state
+    if kept:
+        checkpoint.restore(kept, policy, state)
+    return policy, state
 
 
-def check_lengths(policy: Policy, config: Config) -> None:
-    """Every prompt must fit the model's context before anything is sampled."""
+def check_rows(policy: Policy, config: Config) -> None:
+    """ValueError names the first row that is too long, or whose true answer is not worth 3."""
     room = getattr(policy.model.config, "max_position_embeddings", None) or math.inf
-    parts = dict.fromkeys(["train", *data.splits(config.data)])  # "train" must be there
-    for example in (e for part in parts for e in data.load(config.data, part)):
-        length = len(data.prompt(example, policy.tokenizer))
-        if length + config.max_new_tokens > room:
-            raise ValueError(
-                f"prompt {example.id!r} has {length} tokens, with --max-new-tokens "
-                f"{config.max_new_tokens} more than the model's context of {room}: "
-                "lower that, or drop the row"
-            )
-
-
-def loop(config: Config, policy: Policy, state: State, folder: Path) -> None:
-    """Run the steps under a progress bar, a line of metrics.jsonl each, and save."""
-    verb = finetune if config.algo == "sft" else train
-    bar = tqdm(total=config.steps, initial=state.step, desc=config.algo, dynamic_ncols=True)
-    try:
-        with bar:
-            for metrics in verb(config, policy, state):
-                report.append(folder, {"step": state.step} | metrics)
-                bar.set_postfix(report.line(metrics), refresh=False)
-                bar.update()
-                for sentence in complaints(state, config):
-                    tqdm.write(sentence)
-                if state.step % config.save_every == 0 and state.step < config.steps:
-                    save(folder, policy, state)
-    finally:
-        save(folder, policy, state)
-
-
-def complaints(state: State, config: Config) -> Iterator[str]:
-    """What to say of a step with too few live groups, and of the last of too many such steps."""
-    if state.live < config.prompts:
-        did = f"trained on {state.live} of {config.prompts} groups"
-        did = did if state.live else "no live group, no update"
-        yield f"step {state.step}: {did} after {config.max_refills} refills"
-    if state.idle >= config.patience:
-        yield (
-            f"stopped: in {state.idle} steps in a row every sample of a prompt scored the same. "
-            "Try --live reward, a larger --group-size, or data that is less easy or less hard"
-        )
+    for split in dict.fromkeys(["train", *data.splits(config.data)]):  # "train" must be there
+        rows = data.load(config.data, split)
+        answers = [data.completion(example) for example in rows]
+        worth = evaluate.grade(rows, answers)
+        for example, prompt, graded in zip(rows, policy.prompts(rows), worth, strict=True):
+            length = len(policy.tokenizer.encode(graded.text, add_special_tokens=False)) + 1
+            fault = ""
+            if not (graded.exact and graded.format == 1):
+                fault = "its true answer would not score 3: a fence or tag stands in new_code"
+            elif length > config.max_new_tokens:
+                fault = f"its true answer has {length} tokens: raise --max-new-tokens"
+            elif len(prompt) + config.max_new_tokens > room:
+                fault = (
+                    f"its prompt of {len(prompt)} tokens and --max-new-tokens "
+                    f"{config.max_new_tokens} exceed the model's context of {room}: lower that"
+                )
+            if fault:
+                raise ValueError(f"{data.where(config.data, example)}: {fault}, or drop the row")
 
 
 def run(config: Config) -> None:
     """Grade, train, grade again, and write the run folder."""
     begin, folder = time.time(), Path(config.out)
-    if not config.resume and folder.exists() and any(folder.iterdir()):
-        raise ValueError(
-            f"{folder} is not empty: give another --out, or go on with --resume {folder}"
-        )
-    torch.manual_seed(config.seed)
-    policy, state = start(config)
-    check_lengths(policy, config)
-    folder.mkdir(parents=True, exist_ok=True)
-    print(f"{config.algo} on {config.device}, run folder {folder}")
-    graded = config.data, config.eval_rows, config.max_new_tokens
-    before = evaluate.report(load(config.model, config.device), *graded, "grading before")
-    if (folder / "metrics.jsonl").exists():  # a resumed run's
+    with checkpoint.claimed(folder):
+        if not config.resume and not checkpoint.is_empty(folder):
+            raise ValueError(
+                f"{folder} is not empty: give another --out, or go on with --resume {folder}"
+            )
+        config = replace(config, threads=machine.use_threads(config.threads))
+        torch.manual_seed(config.seed)
+        policy, state = start(config)
+        state.begin = begin
+        if report.is_graded(folder) and state.step >= config.steps:
+            print(f"{folder} is done, {state.step} steps; give a larger --steps to train on")
+            return
+        check_rows(policy, config)
         report.rewind(folder, state.step)
-    (folder / "config.json").write_text(
-        json.dumps(asdict(config) | {"resume": ""}, indent=1) + "\n"
-    )
-    loop(config, policy, state, folder)
-    after = evaluate.report(policy, *graded, "grading after")
-    minutes, memory = (time.time() - begin) / 60, report.peak_memory(config.device)
-    reports = {"before": before, "after": after}
-    grades = {
-        when: {split: evaluate.means(graded) for split, graded in splits.items()}
-        for when, splits in reports.items()
-    }
-    report.append(folder, {"grade": grades, "minutes": minutes, "memory_gb": memory})
-    publish(config, folder, before, after)
-    print(f"\n{minutes:.1f} minutes, {memory:.1f} GB at most; everything is in {folder}")
+        report.write(folder / "config.json", json.dumps(config.record(), indent=1) + "\n")
+        if state.step == 0:  # a full disk shows now, and whatever ends the run leaves a checkpoint
+            checkpoint.save(folder, policy, state, config.keep)
+            checkpoint.check_room(folder, config.keep)
+        print(f"{config.algo} on {policy.model.device}, {config.threads} threads, {folder}")
+        print(machine.crowded(), end="")
+        before = graded_base(config, policy, state, folder)
+        loop(config, policy, state, folder)
+        finish(config, policy, state, folder, before)
 
 
-def publish(config: Config, folder: Path, before: evaluate.Report, after: evaluate.Report) -> None:
-    """Write samples.md and curves.png; print an example and the table."""
+def graded_base(config: Config, policy: Policy, state: State, folder: Path) -> evaluate.Report:
+    """The base policy's graded answers; a resumed run has them in its folder."""
+    rows, file = evaluate.chosen(config.data, config.eval_rows), folder / "before.jsonl"
+    kept = evaluate.read(file, rows)
+    if kept:
+        return kept
+    base = policy if state.step == 0 else load(config.model, policy.model.device)
+    before = evaluate.report(base, rows, config.max_new_tokens, "grading before")
+    report.write(file, evaluate.lines(before))
+    return before
+
+
+def loop(config: Config, policy: Policy, state: State, folder: Path) -> None:
+    """Run the steps under a progress bar, a line of metrics.jsonl each, and save whole steps."""
+    verb = finetune if config.algo == "sft" else train
+    metrics_file = report.Metrics(folder, config.tensorboard, state.step)
+    with report.progress(config.algo, config.steps, state.step) as bar, patient() as signals:
+        try:
+            for metrics in verb(config, policy, state):
+                metrics_file.append({"step": state.step} | metrics)
+                bar.set_postfix_str(report.line(metrics), refresh=False)
+                bar.update()
+                for sentence in complaints(metrics, state, config):
+                    tqdm.write(sentence)
+                if state.skipped >= SKIPS:
+                    raise ValueError(f"stopped at step {state.step}: {DIVERGED}")
+                if signals:
+                    raise KeyboardInterrupt
+                if state.step % config.save_every == 0 and state.step < config.steps:
+                    checkpoint.save(folder, policy, state, config.keep)
+        finally:
+            if state.whole and state.skipped < SKIPS:
+                checkpoint.save(folder, policy, state, config.keep)
+
+
+SKIPS = 4  # optimizer steps in a row that may be skipped
+DIVERGED = (
+    f"in {SKIPS} updates in a row loss or gradient was not finite, and none of them was made. "
+    "Lower --lr; the newest checkpoint is from before"
+)
+
+
+def complaints(metrics: dict, state: State, config: Config) -> Iterator[str]:
+    """What a person should know of this step, if anything."""
+    if metrics.get("format") == -1:
+        yield f"step {state.step}: no sample has the form asked for: start with --algo sft"
+    if metrics["skipped"]:
+        yield f"step {state.step}: {metrics['skipped']} updates skipped, their loss is not finite"
+    if not state.live:
+        yield f"step {state.step}: no live group, every sample of a prompt scored the same"
+    elif config.algo == "dapo" and state.live < config.prompts:
+        yield (
+            f"step {state.step}: trained on {state.live} of {config.prompts} groups after "
+            f"{config.max_refills} refills"
+        )
+    if state.idle >= config.patience:
+        yield (
+            f"stopped: in {state.idle} steps in a row every sample of a prompt scored the same. "
+            "Try a larger --group-size, or data that is less easy or less hard (and DAPO "
+            "--live reward)"
+        )
+
+
+@contextlib.contextmanager
+def patient() -> Iterator[list[int]]:
+    """Inside, Ctrl-C, SIGTERM and SIGHUP are noted in the list, so that a step can end; a second
+    one does not wait. Those that the shell told this process to ignore (nohup) stay ignored.
+    """
+    noted: list[int] = []
+
+    def note(number, frame) -> None:
+        if noted:
+            raise KeyboardInterrupt
+        noted.append(number)
+        sys.__stderr__.write("\nstopping after this step; once more stops at once\n")
+
+    polite = [s for s in POLITE if signal.getsignal(s) is not signal.SIG_IGN]
+    handlers = {s: signal.signal(s, note) for s in polite}
+    try:
+        yield noted
+    finally:
+        for s, handler in handlers.items():
+            signal.signal(s, handler)
+
+
+POLITE = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
+
+
+def finish(
+    config: Config, policy: Policy, state: State, folder: Path, before: evaluate.Report
+) -> None:
+    """Grade the trained policy; write its answers, samples.md and curves.png, last the grades."""
+    rows = evaluate.chosen(config.data, config.eval_rows)
+    after = evaluate.report(policy, rows, config.max_new_tokens, "grading after")
+    report.write(folder / "after.jsonl", evaluate.lines(after))
     page = report.sample_page(*(list(splits.values())[-1] for splits in (before, after)))
     table = report.table(before, after)
     parts = [f"# {config.algo}, seed {config.seed}", table, report.kinds(before, after), page]
-    (folder / "samples.md").write_text("\n\n".join(parts))
+    report.write(folder / "samples.md", "\n\n".join(parts))
     report.curves(folder / "curves.png", report.history(folder))
+    minutes, memory = state.elapsed() / 60, machine.peak_memory(policy.model.device)
+    grades = {
+        when: {split: evaluate.means(graded) for split, graded in splits.items()}
+        for when, splits in {"before": before, "after": after}.items()
+    }
+    last = {"grade": grades, "minutes": minutes, "memory_gb": memory}
+    report.Metrics(folder).append(last)
     print(page.partition("\n## ")[0] + "\n" + table)
+    print(f"\n{minutes:.1f} minutes, {memory:.1f} GB at most; everything is in {folder}")
 
 
-# ------------------------------------------------------------------------------------------------
-# The command
-# ------------------------------------------------------------------------------------------------
-
-
-# What numbers must satisfy (nan satisfies nothing), and the same in words.
-LIMITS = [
-    (
-        "steps prompts max_new_tokens updates micro_groups patience save_every eval_rows",
-        lambda x: x >= 1,
-        "1 or more",
-    ),
-    (
-        "max_refills warmup overlong_buffer lr beta weight_decay",
-        lambda x: 0 <= x < math.inf,
-        "0 or more",
-    ),
-    ("clip_high max_grad_norm", lambda x: 0 < x < math.inf, "more than 0"),
-    ("clip clip_low", lambda x: 0 < x < 1, "more than 0 and less than 1"),
-    ("temperature", lambda x: 0 < x < math.inf, "more than 0: greedy samples are all alike"),
-    ("group_size", lambda x: x >= 2, "2 or more: an advantage compares samples"),
-]
-# What --resume may change. Anything else would make one run of two.
-RESUMABLE = {"resume", "steps", "device", "micro_groups", "patience", "save_every", "eval_rows"}
-
-
-def check(config: Config) -> None:
-    """ValueError with one sentence for whatever a run cannot have."""
-    for f in fields(config):
-        value, choices = getattr(config, f.name), f.metadata["choices"]
-        if choices and value not in choices:
-            raise ValueError(f"{spelled(f.name)} is '{value}': choose from {', '.join(choices)}")
-    for names, fits, wish in LIMITS:
-        for name in names.split():
-            if not fits(getattr(config, name)):
-                raise ValueError(f"{spelled(name)} is {getattr(config, name)}: give {wish}")
-    if config.overlong_buffer > config.max_new_tokens:
-        raise ValueError("--overlong-buffer must not exceed --max-new-tokens, its upper end")
-    if not config.dual_clip > 1 + config.clip_high:
-        raise ValueError("--dual-clip must exceed 1 + --clip-high, else it cuts every bad token")
-    if config.device == "cuda" and not torch.cuda.is_available():
-        raise ValueError("--device cuda: torch sees no GPU on this machine; use --device cpu")
-
-
-def spelled(name: str) -> str:
-    """The flag of a field: max_new_tokens -> --max-new-tokens."""
-    return "--" + name.replace("_", "-")
-
-
-def parse(arguments: list[str] | None = None) -> Config:
-    """Every field of Config is a flag. With --resume the run's own config.json gives the rest."""
-    parser = argparse.ArgumentParser(
-        description="Teach a language model to obey API-update notes (ReCode, arXiv 2506.20495).",
-        argument_default=argparse.SUPPRESS,
-        allow_abbrev=False,
-    )
-    for f in fields(Config):
-        names = dict.fromkeys(["--" + f.name.replace("_", "-"), "--" + f.name])
-        text = f"{f.metadata['help']} (default: {f.default})".replace(" (default: )", "")
-        if f.type is bool:
-            parser.add_argument(*names, action=argparse.BooleanOptionalAction, help=text)
-        else:
-            metavar = "|".join(f.metadata["choices"]) or f.type.__name__.upper()
-            parser.add_argument(*names, type=f.type, metavar=metavar, help=text)
-    given = vars(parser.parse_args(arguments))
-    if "resume" not in given:
-        return Config(**given)
-    file = Path(given["resume"], "config.json")
-    if foreign := sorted(given.keys() - RESUMABLE):
-        raise ValueError(
-            f"--resume goes on in its own folder and configuration: leave --{foreign[0]} away"
-        )
-    if not (file.is_file() and (file.parent / "checkpoint" / "state.pt").is_file()):
-        raise ValueError(f"--resume {given['resume']}: no checkpoint to go on from in that folder")
-    try:
-        return Config(**json.loads(file.read_text()) | given | {"out": given["resume"]})
-    except TypeError:
-        raise ValueError(
-            f"{file} is not a configuration of this version: start a new run"
-        ) from None
-
-
-def main() -> int:
+def main(config: Config | None = None) -> int:
+    """The command. 0 done, 1 out of memory, 2 a sentence about what is wrong, 130 interrupted."""
     transformers_logging.set_verbosity_error()
     transformers_logging.disable_progress_bar()
-    for polite in (signal.SIGTERM, signal.SIGHUP):  # these save, like Ctrl-C
-        signal.signal(polite, signal.default_int_handler)
-    config = None
+    for stream in (sys.stdout, sys.stderr):
+        stream.reconfigure(errors="backslashreplace")  # an ASCII terminal must not end a run
+    for polite in POLITE:  # all save, like Ctrl-C
+        if signal.getsignal(polite) is not signal.SIG_IGN:
+            signal.signal(polite, signal.default_int_handler)
     try:
-        config = parse()
+        config = config or settings.parse()
         run(config)
     except (ValueError, OSError) as error:
         print(f"recode.py: {error}", file=sys.stderr)
         return 2
+    except (MemoryError, RuntimeError) as error:
+        if not isinstance(error, MemoryError) and "memory" not in str(error):
+            raise
+        print(f"recode.py: {NO_MEMORY}", file=sys.stderr)
+        return 2
     except KeyboardInterrupt:
         print("\nStopped.", file=sys.stderr)
-        if config and Path(config.out, "checkpoint").exists():
+        if config and Path(config.out, "config.json").exists():
             print(f"Go on with: python recode.py --resume {config.out}", file=sys.stderr)
         return 130
     return 0
 
 
+NO_MEMORY = (
+    "out of memory: lower --prompts, --group-size, --max-new-tokens or --micro-groups (sft: "
+    "--micro-rows)"
+)
+
 if __name__ == "__main__":
-    sys.exit(main())
+    sys.exit(main(CONFIG))

@@ -11,7 +11,6 @@ import itertools
 import json
 import math
 import os
-import resource
 import statistics
 import sys
 import time
@@ -98,21 +97,23 @@ class Log:
     """The numbers of one step: sums over micro-batches, means over optimizer steps."""
 
     def __init__(self):
-        self.begin, self.updates, self.sums = time.time(), 0, {}
+        self.begin, self.sums, self.updates, self.skipped = time.time(), {}, 0, 0
         self.scores: list[dict[str, Tensor]] = []
 
     def sampled(self, rollout: Rollout, scores: dict[str, Tensor]) -> None:
         """Every sampled group counts, kept or not: the kept ones alone would flatter."""
-        self.scores.append({**scores, "length": rollout.length, "truncated": rollout.truncated})
+        told = {"length": rollout.length, "truncated": rollout.truncated}
+        self.scores.append({**scores, **told, "surprise": -rollout.logp})
 
     def add(self, **numbers: float) -> None:
+        """Numbers of a micro-batch."""
         for name, number in numbers.items():
             self.sums[name] = self.sums.get(name, 0.0) + number
 
-    def updated(self, grad_norm: float) -> None:
-        """An optimizer step is done."""
-        self.add(grad_norm=grad_norm)
-        self.updates += 1
+    def updated(self, loss: float, grad_norm: float, skipped: bool) -> None:
+        """An optimizer step is done, or was skipped."""
+        self.add(grad_norm=grad_norm, loss=loss)
+        self.updates, self.skipped = self.updates + 1, self.skipped + skipped
 
     def close(self) -> dict[str, float]:
         """Reward first, loss last: on its own the loss says little (see grpo.loss)."""
@@ -120,10 +121,11 @@ class Log:
         if self.scores:
             metrics = {name: self.mean(key) for name, key in SAMPLED.items()}
             tokens = sum(int(scores["length"].sum()) for scores in self.scores)
+            metrics["entropy"] = sum(float(s["surprise"].sum()) for s in self.scores) / tokens
             metrics["tokens_per_s"] = tokens / seconds
-        metrics["seconds"] = seconds
         means = {name: number / max(self.updates, 1) for name, number in self.sums.items()}
-        return {**metrics, **means, "loss": means.get("loss", 0.0)}
+        loss = means.pop("loss", 0.0)
+        return {**metrics, **means, "skipped": self.skipped, "seconds": seconds, "loss": loss}
 
     def mean(self, key: str) -> float:
         return torch.cat([scores[key].float().flatten() for scores in self.scores]).mean().item()
@@ -132,17 +134,25 @@ class Log:
 # Each metric of the samples, and where it comes from.
 SAMPLED = {
     "reward": "total", "exact": "exact", "format": "format",
-    "dead": "dead", "length": "length", "truncated": "truncated",
+    "dead": "dead", "truncated": "truncated", "length": "length",
 }  # fmt: skip
 
 
-def line(metrics: dict) -> dict[str, str]:
-    """What the progress bar shows: reward first, loss last."""
+def progress(title: str, steps: int, done: int) -> tqdm:
+    """A bar that says the numbers first: on a narrow terminal the bar is what gives way."""
+    form = "{desc} {n_fmt}/{total_fmt} {postfix} [{elapsed}<{remaining}] {bar}"
+    return tqdm(total=steps, initial=done, desc=title, bar_format=form, dynamic_ncols=True)
+
+
+def line(metrics: dict) -> str:
+    """What the progress bar shows of a step, reward first."""
     forms = {
-        "reward": "+.2f", "exact": ".0%", "dead": ".0%", "length": ".0f", "clipfrac": ".1%",
-        "grad_norm": ".2f", "tokens_per_s": ".0f", "loss": "+.3f",
+        "reward": "reward {:+.2f}", "exact": "exact {:.0%}", "dead": "dead {:.0%}",
+        "length": "length {:.0f}", "grad_norm": "grad {:.2f}", "loss": "loss {:+.3f}",
     }  # fmt: skip
-    return {name: format(metrics[name], form) for name, form in forms.items() if name in metrics}
+    if "reward" in metrics:
+        del forms["loss"]  # it says little beside the reward
+    return ", ".join(form.format(metrics[n]) for n, form in forms.items() if n in metrics)
 
 
 def show(example: data.Example, text: str, scores: dict[str, Tensor]) -> None:
@@ -169,35 +179,74 @@ def coloured(text: str) -> str:
     return text if plain else f"{colour}{text}\x1b[0m"
 
 
-def peak_memory(device: str) -> float:
-    """Most memory this process ever held, in GB (10^9 bytes): of the GPU where there is one."""
-    if device == "cuda":
-        return torch.cuda.max_memory_allocated() / 1e9
-    unit = 1 if sys.platform == "darwin" else 1024  # ru_maxrss is in bytes there, else in KiB
-    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * unit / 1e9
-
-
 # ------------------------------------------------------------------------------------------------
 # metrics.jsonl: a line a step, the last line the grades
 # ------------------------------------------------------------------------------------------------
 
 
-def append(folder: Path, row: dict) -> None:
-    with open(folder / "metrics.jsonl", "a") as file:
-        file.write(json.dumps(row) + "\n")
+class Metrics:
+    """The file, and the event files of TensorBoard if they are asked for."""
+
+    def __init__(self, folder: Path, tensorboard: bool = False, step: int = 0):
+        self.file, self.board = folder / "metrics.jsonl", None
+        if tensorboard:
+            try:
+                from torch.utils.tensorboard import SummaryWriter
+            except ImportError:
+                raise ValueError("--tensorboard: run `pip install tensorboard` first") from None
+            self.board = SummaryWriter(folder / "events", purge_step=step + 1)
+
+    def append(self, row: dict) -> None:
+        """One line; what is not finite is null, for JSON has no NaN."""
+        with open(self.file, "a", encoding="utf-8") as file:
+            file.write(json.dumps({k: finite(v) for k, v in row.items()}) + "\n")
+        if self.board:
+            for name in (name for name in row if name != "step"):
+                self.board.add_scalar(name, row[name], row["step"])
+            self.board.flush()
+
+
+def finite(value):
+    return None if isinstance(value, float) and not math.isfinite(value) else value
+
+
+def rows(folder: Path) -> list[dict]:
+    """Every whole line; ValueError names one that is damaged. A last one half written is none."""
+    file = folder / "metrics.jsonl"
+    text = file.read_text(encoding="utf-8", errors="replace") if file.exists() else ""
+    parsed = []
+    for number, line in enumerate(text.split("\n")[:-1], start=1):
+        try:
+            row = json.loads(line) if line.strip() else None
+        except ValueError:
+            row = 0
+        if row is not None and not isinstance(row, dict):
+            raise ValueError(f"{file}, line {number}, is damaged: delete that line to go on")
+        parsed += [row] if row else []
+    return parsed
 
 
 def history(folder: Path) -> list[dict]:
     """The steps of a run, without its grades."""
-    rows = [json.loads(text) for text in (folder / "metrics.jsonl").read_text().splitlines()]
-    return [row for row in rows if "grade" not in row]
+    return [row for row in rows(folder) if "step" in row]
+
+
+def is_graded(folder: Path) -> bool:
+    """Whether a run came to its end: the grades are the last line that it writes."""
+    return any("grade" in row for row in rows(folder)[-1:])
 
 
 def rewind(folder: Path, step: int) -> None:
     """Drop the metrics of steps after the checkpoint, and a line half written: made again."""
-    file = folder / "metrics.jsonl"
-    lines = [text for text in file.read_text().splitlines(keepends=True) if text.endswith("\n")]
-    file.write_text("".join(text for text in lines if json.loads(text).get("step", 0) <= step))
+    kept = [row for row in rows(folder) if row.get("step", 0) <= step]
+    write(folder / "metrics.jsonl", "".join(json.dumps(row) + "\n" for row in kept))
+
+
+def write(path: Path, text: str) -> None:
+    """Replace a file at one stroke: whatever happens, it is the old one or the new one."""
+    draft = path.with_name(path.name + ".draft")
+    draft.write_text(text, encoding="utf-8")
+    draft.replace(path)
 
 
 PANELS = {
@@ -227,7 +276,7 @@ def curves(path: Path, steps: list[dict]) -> None:
         if name is None:
             axis.axis("off")
             continue
-        values = [m.get(name, math.nan) for m in steps]
+        values = [math.nan if m.get(name) is None else m[name] for m in steps]
         axis.plot([m["step"] for m in steps], values, linewidth=1.2)
         axis.set_title(PANELS[name], fontsize=10)
         axis.grid(alpha=0.3)
@@ -245,8 +294,8 @@ def curves(path: Path, steps: list[dict]) -> None:
 
 def outcome(folder: Path) -> dict:
     """Name, seed, grades, minutes and memory of one run folder; no grades if it was stopped."""
-    config = json.loads((folder / "config.json").read_text())
-    last = json.loads((folder / "metrics.jsonl").read_text().splitlines()[-1])
+    config = json.loads((folder / "config.json").read_text(encoding="utf-8"))
+    last = rows(folder)[-1]
     name = config["algo"].upper()
     if name == "DAPO":
         name += f", {config['live']} filter"

@@ -76,15 +76,23 @@ def splits(path: str | Path | None = None) -> list[str]:
     return [name for name in SPLITS if name in found]
 
 
-def _read(path: str | Path | None) -> tuple[Example, ...]:
+def where(path: str | Path | None, example: Example) -> str:
+    """Where an example stands, for a complaint about it: "FILE, line 7"."""
+    path = Path(path) if path else DEFAULT
+    rows = _rows(path, path.stat().st_mtime_ns)
+    return f"{path}, line {next(n for n, row in rows.items() if row == example)}"
+
+
+def _read(path: str | Path | None) -> list[Example]:
     path = Path(path) if path else DEFAULT
     if not path.is_file():
         raise ValueError(f"{path}: no such data file; give a JSON-lines file with --data")
-    return _rows(path, path.stat().st_mtime_ns)
+    return list(_rows(path, path.stat().st_mtime_ns).values())
 
 
 @functools.lru_cache(maxsize=4)  # a run asks for several splits of one file
-def _rows(path: Path, _changed: int) -> tuple[Example, ...]:
+def _rows(path: Path, _changed: int) -> dict[int, Example]:
+    """Each row by its line number."""
     # Split on "\n" alone: str.splitlines would also cut at form feeds and U+2028 inside a string.
     lines = enumerate(path.read_bytes().split(b"\n"), start=1)
     rows = {n: _example(line, f"{path}, line {n}") for n, line in lines if line.strip()}
@@ -95,7 +103,7 @@ def _rows(path: Path, _changed: int) -> tuple[Example, ...]:
                 f"{path}, line {n}: field 'split' is '{row.split}': "
                 f"give one of {', '.join(SPLITS)} in every row, or leave it out in all"
             )
-    return tuple(rows.values())
+    return rows
 
 
 def _example(line: bytes, where: str) -> Example:
