@@ -51,8 +51,8 @@ def loss(
 
     The dict holds sums of weight * x, so add them over the micro-batches of a step (and divide by
     the step's weight.sum() if rows were empty): `clipfrac`, x = 1 where a clip took the gradient
-    away (as verl; TRL splits it by side), `ratio`, and `kl`, k3 to the reference, which is logged
-    and never part of the objective, 0.0 if there is no reference.
+    away, and its two parts, `clipfrac_low` with A < 0 and `clipfrac_high` with A > 0; `ratio`; and
+    `kl`, k3 to the reference, logged and never in the objective, 0.0 if there is no reference.
 
     c = dual_clip > 1 + eps_high (arXiv 1912.09729): ReCode 10, verl 3, TRL none; None is off.
     """
@@ -74,7 +74,9 @@ def loss(
     k3 = torch.zeros_like(ratio)
     if ref_logp is not None:
         k3 = kl(logp, clean(ref_logp, live).detach())  # [N, T]
-    return value, report(weight, clipfrac=objective != unclipped, ratio=ratio, kl=k3)
+    cut = objective != unclipped
+    sides = {"clipfrac_low": cut & (adv < 0), "clipfrac_high": cut & (adv > 0)}
+    return value, report(weight, clipfrac=cut, **sides, ratio=ratio, kl=k3)
 
 
 # ---- which groups are trained on, and what length costs ------------------------------------------

@@ -47,8 +47,8 @@ def loss(
 
     The dict holds sums of weight * x, so add them over the micro-batches of a step (and divide by
     the step's weight.sum() if rows were empty): `clipfrac`, x = 1 where a clip took the gradient
-    away (as verl; TRL splits it by side), `ratio`, and `kl`, k3 to the reference without beta, 0.0
-    if there is no reference.
+    away, and its two parts, `clipfrac_low` with A < 0 and `clipfrac_high` with A > 0; `ratio`; and
+    `kl`, k3 to the reference without beta, 0.0 if there is no reference.
     """
     if beta and ref_logp is None:
         raise ValueError("beta > 0 needs ref_logp, the reference model's log-probabilities")
@@ -68,7 +68,9 @@ def loss(
         k3 = kl(logp, clean(ref_logp, live).detach())  # [N, T]
     if beta:
         value = value + beta * (weight * k3).sum()
-    return value, report(weight, clipfrac=objective != unclipped, ratio=ratio, kl=k3)
+    cut = objective != unclipped
+    sides = {"clipfrac_low": cut & (adv < 0), "clipfrac_high": cut & (adv > 0)}
+    return value, report(weight, clipfrac=cut, **sides, ratio=ratio, kl=k3)
 
 
 # ---- which groups are trained on, and what length costs ------------------------------------------

@@ -258,26 +258,37 @@ def start(config: Config) -> tuple[Policy, State]:
 
 
 def check_rows(policy: Policy, config: Config) -> None:
-    """ValueError names the first row that is too long, or whose true answer is not worth 3."""
-    room = getattr(policy.model.config, "max_position_embeddings", None) or math.inf
+    """ValueError names the first row whose true answer is not worth 3, or that is too long."""
     for split in dict.fromkeys(["train", *data.splits(config.data)]):  # "train" must be there
         rows = data.load(config.data, split)
-        answers = [data.completion(example) for example in rows]
-        worth = evaluate.grade(rows, answers)
-        for example, prompt, graded in zip(rows, policy.prompts(rows), worth, strict=True):
-            length = len(policy.tokenizer.encode(graded.text, add_special_tokens=False)) + 1
-            fault = ""
-            if not (graded.exact and graded.format == 1):
-                fault = "its true answer would not score 3: a fence or tag stands in new_code"
-            elif length > config.max_new_tokens:
-                fault = f"its true answer has {length} tokens: raise --max-new-tokens"
-            elif len(prompt) + config.max_new_tokens > room:
-                fault = (
-                    f"its prompt of {len(prompt)} tokens and --max-new-tokens "
-                    f"{config.max_new_tokens} exceed the model's context of {room}: lower that"
-                )
-            if fault:
+        for example, prompt in zip(rows, policy.prompts(rows), strict=True):
+            if fault := row_fault(example, len(prompt), policy, config.max_new_tokens):
                 raise ValueError(f"{data.where(config.data, example)}: {fault}, or drop the row")
+
+
+def row_fault(example: data.Example, prompt: int, policy: Policy, new: int) -> str:
+    """Why nobody can be right about this row; "" if one can. Lengths in tokens."""
+    answer = data.completion(example)
+    try:
+        (graded,) = evaluate.grade([example], [answer])
+        right = graded.exact and graded.format == 1
+    except ValueError:  # too long a statement
+        right = False
+    length = len(policy.tokenizer.encode(answer, add_special_tokens=False)) + 1  # the end token
+    room = getattr(policy.model.config, "max_position_embeddings", None) or math.inf
+    if not right:
+        return (
+            "its true answer would not score 3 (a fence, a tag or a statement of over 20,000 "
+            "tokens in new_code): mend it"
+        )
+    if length > new:
+        return f"its true answer has {length} tokens, --max-new-tokens is {new}: raise that"
+    if prompt + new > room:
+        return (
+            f"its prompt of {prompt} tokens and --max-new-tokens {new} exceed the model's "
+            f"context of {room}: lower that"
+        )
+    return ""
 
 
 def run(config: Config) -> None:
@@ -301,7 +312,7 @@ def run(config: Config) -> None:
         if state.step == 0:  # a full disk shows now, and whatever ends the run leaves a checkpoint
             checkpoint.save(folder, policy, state, config.keep)
             checkpoint.check_room(folder, config.keep)
-        print(f"{config.algo} on {policy.model.device}, {config.threads} threads, {folder}")
+        print(f"{config.algo} on {policy.model.device} (threads: {config.threads}) in {folder}")
         print(machine.crowded(), end="")
         before = graded_base(config, policy, state, folder)
         loop(config, policy, state, folder)

@@ -76,8 +76,11 @@ def _strip_all(completions: list[str], targets: list[str]) -> list[tuple[str | N
     return [(code[c], goal[t]) for c, t in zip(completions, targets, strict=True)]
 
 
+MAX_TEXT = 2**17  # characters: a longer completion scores -2 unread, for a megabyte takes seconds
+
+
 def _stripped_code(completion: str) -> str | None:
-    code = extract_code(completion)
+    code = extract_code(completion) if len(completion) <= MAX_TEXT else None
     try:
         return None if code is None else strip_comments(code)
     except SyntaxError:

@@ -132,7 +132,8 @@ def test_on_policy_value_is_minus_mean_and_gradient_is_reinforce():
     assert value.item() == 0  # -(1 - 2 + 0.5 + 0.5) / 4
     (grad,) = torch.autograd.grad(value, logp)
     torch.testing.assert_close(grad, -adv / 4)
-    assert info == {"clipfrac": 0.0, "ratio": 1.0, "kl": 0.0}
+    sides = {"clipfrac_low": 0.0, "clipfrac_high": 0.0}
+    assert info == {"clipfrac": 0.0, **sides, "ratio": 1.0, "kl": 0.0}
 
 
 def test_every_token_weighs_the_same():
@@ -147,8 +148,19 @@ def test_log_is_weighted():
     # ratios 2, 20 and padding; A = -1: only the 20 is cut, by the floor; weights 1/4, 3/4, 0
     logp = row(math.log(2), math.log(20), 9)
     _, _, info = run(logp, row(0, 0, 0), row(-1.0), row(0.25, 0.75, 0))
-    assert info == pytest.approx({"clipfrac": 0.75, "ratio": 0.25 * 2 + 0.75 * 20, "kl": 0.0})
+    sides = {"clipfrac_low": 0.75, "clipfrac_high": 0.0}
+    ratio = 0.25 * 2 + 0.75 * 20
+    assert info == pytest.approx({"clipfrac": 0.75, **sides, "ratio": ratio, "kl": 0.0})
     assert all(type(x) is float for x in info.values())
+
+
+def test_kl_is_logged_and_never_trained_on():
+    """A reference that changes DAPO's objective, which has no KL."""
+    logp, ref = row(-1.0, -2.0), row(-1.0 + math.log(2), -2.0)
+    inputs = logp, logp, row(1.0), row(0.5, 0.5)
+    value, grad, info = run(*inputs, ref_logp=ref)
+    assert (value, grad.tolist()) == (run(*inputs)[0], run(*inputs)[1].tolist())
+    assert info["kl"] == pytest.approx(0.5 * (2 - math.log(2) - 1))  # exp(d) - d - 1, d = ln 2, 0
 
 
 @pytest.mark.parametrize("seed", range(3))

@@ -222,7 +222,8 @@ def test_on_policy_value_is_minus_mean_and_gradient_is_reinforce():
     assert value.item() == 0  # -(1 - 2 + 0.5 + 0.5) / 4
     (grad,) = torch.autograd.grad(value, logp)
     torch.testing.assert_close(grad, -adv / 4)
-    assert info == {"clipfrac": 0.0, "ratio": 1.0, "kl": 0.0}
+    sides = {"clipfrac_low": 0.0, "clipfrac_high": 0.0}
+    assert info == {"clipfrac": 0.0, **sides, "ratio": 1.0, "kl": 0.0}
 
 
 def test_long_and_short_rows_weigh_the_same():
@@ -238,7 +239,8 @@ def test_log_is_weighted():
     # ratios 2, 1 and padding; A = 1, so the 2 is cut; weights 1/4, 3/4, 0; d of k3: ln 2, 0
     logp, ref = row(LN2, 0, 9), row(2 * LN2, 0, 0)
     _, _, info = run(logp, row(0, 0, 0), row(1.0), row(0.25, 0.75, 0), ref_logp=ref)
-    assert info == pytest.approx({"clipfrac": 0.25, "ratio": 1.25, "kl": 0.25 * (1 - LN2)})
+    sides = {"clipfrac_low": 0.0, "clipfrac_high": 0.25}
+    assert info == pytest.approx({"clipfrac": 0.25, **sides, "ratio": 1.25, "kl": 0.25 * (1 - LN2)})
     assert all(type(x) is float for x in info.values())
 
 

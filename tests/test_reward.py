@@ -481,18 +481,29 @@ def test_hostile_code_does_not_parse(name):
     """The parser's errors end the run; its stack overflow ends the interpreter."""
     result = reward.score([fenced(HOSTILE[name])], ["x = 1"])
     assert result["total"].tolist() == [-1.0]  # the format is right, +1, and -2
+    with pytest.raises(SyntaxError):  # also where it is too long for the reward to look at
+        reward.strip_comments(HOSTILE[name])
 
 
+HALF = 60_000  # characters
 LONG = {
-    "name": ("a" * MEGABYTE, "x = 1"),
-    "comment": ("#" * MEGABYTE + "\nx = 1", "x = 1"),
-    "docstring": ('"""' + "a\n" * (MEGABYTE // 2) + '"""\nx = 1', "x = 1"),
-    "blank": (" " * (MEGABYTE // 2) + "\n" * 100_000, ""),
+    "name": ("a" * 2 * HALF, "x = 1"),
+    "comment": ("#" * 2 * HALF + "\nx = 1", "x = 1"),
+    "docstring": ('"""' + "a\n" * HALF + '"""\nx = 1', "x = 1"),
+    "blank": (" " * HALF + "\n" * HALF, ""),
 }
 
 
+def test_what_no_completion_can_be_is_not_read():
+    """Seconds for each megabyte that a broken sampler returns."""
+    code = "x = 1  # " + "y" * reward.MAX_TEXT
+    assert es(fenced(code), "x = 1") == -2.0 and em(fenced(code), "x = 1") == -2.0
+    fits = "x = 1  # " + "y" * (reward.MAX_TEXT - 200)
+    assert es(fenced(fits), "x = 1") == 2.0 and em(fenced(fits), "x = 1") == 2.0
+
+
 @pytest.mark.parametrize("name", LONG)
-def test_a_megabyte_of_code(name):
+def test_a_long_text_of_code(name):
     """Time that grows with the square of the length hangs the run."""
     code, target = LONG[name]
     # Of the name, no character is in "x = 1": distance = length, ES = 0.

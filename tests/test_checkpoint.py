@@ -1,0 +1,316 @@
+"""checkpoint.py: whoever ends a run, and however, it goes on as if nothing had happened."""
+
+import json
+import os
+import shutil
+import signal
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+import torch
+from conftest import settings
+from safetensors.torch import load_file
+
+import checkpoint
+import recode
+import report
+from config import parse
+
+ROOT = Path(__file__).parent.parent
+
+
+def begin(small, **more):
+    """A policy and a state that have made one step, and their folder."""
+    config = settings(small, **more)
+    policy, state = recode.start(config)
+    next(recode.train(config, policy, state))
+    return policy, state, Path(small["out"])
+
+
+# ---------------------------------------------------------------- save and restore
+
+
+def test_everything_comes_back(small):
+    """Prevents: a resumed run that draws other samples, or whose AdamW has lost its moments."""
+    policy, state, folder = begin(small)
+    checkpoint.save(folder, policy, state)
+    torch.rand(9)
+    shutil.copy(small["data"], folder / "rows.jsonl")
+    (folder / "config.json").write_text(json.dumps(settings(small).record()))
+    again, restored = recode.start(parse(["--resume", str(folder)]))
+    for name in ("step", "drawn", "live", "idle", "skipped"):
+        assert getattr(restored, name) == getattr(state, name)
+    assert torch.equal(restored.generator.get_state(), state.generator.get_state())
+    for (name, p), q in zip(policy.model.named_parameters(), again.model.parameters(), strict=True):
+        assert torch.equal(p, q), name
+        for key, moment in state.optimizer.state[p].items():
+            assert torch.equal(moment, restored.optimizer.state[q][key]), (name, key)
+
+
+def test_no_file_of_a_checkpoint_can_run_code(small):
+    """Prevents: a pickle, which runs what it likes when it is loaded."""
+    policy, state, folder = begin(small)
+    checkpoint.save(folder, policy, state)
+    ends = {p.suffix for p in (folder / "checkpoint").iterdir()}
+    assert ends <= {".safetensors", ".json", ".jinja"}
+
+
+def test_the_newest_are_kept(small):
+    """Prevents: a disk full of checkpoints, or only one when it turns out to be bad."""
+    policy, state, folder = begin(small)
+    for step in range(1, 6):
+        state.step = step
+        checkpoint.save(folder, policy, state, keep=3)
+    names = {p.name: checkpoint.read_state(p)["step"] for p in folder.iterdir()}
+    assert names == {"checkpoint": 5, "checkpoint-4": 4, "checkpoint-3": 3}
+    checkpoint.save(folder, policy, state, keep=1)  # the same step again
+    assert [p.name for p in folder.iterdir()] == ["checkpoint"]
+
+
+def test_a_full_disk_while_saving_leaves_the_last_checkpoint(small, monkeypatch):
+    """Prevents: `No space left` as a traceback, with half a checkpoint in place of a whole one."""
+    policy, state, folder = begin(small)
+    checkpoint.save(folder, policy, state)
+    state.step = 2
+
+    def full(*args):
+        raise OSError(28, "No space left on device")
+
+    monkeypatch.setattr(checkpoint, "save_file", full)
+    with pytest.raises(ValueError, match="step 2 cannot be written .*No space left.*make room"):
+        checkpoint.save(folder, policy, state)
+    assert [p.name for p in folder.iterdir()] == ["checkpoint"]
+    assert checkpoint.read_state(checkpoint.newest(folder))["step"] == 1
+
+
+def test_a_disk_without_room_is_told_before_training(small, monkeypatch):
+    """Prevents: a training of hours that cannot be saved at its end."""
+    usage = shutil.disk_usage("/")._replace(free=10_000)
+    monkeypatch.setattr(checkpoint.shutil, "disk_usage", lambda path: usage)
+    monkeypatch.setattr(recode, "loop", lambda *args: pytest.fail("it trained"))
+    with pytest.raises(ValueError, match="do not fit .* make room, or lower --keep"):
+        recode.run(settings(small))
+
+
+# ---------------------------------------------------------------- damage
+
+
+@pytest.mark.parametrize(
+    "name", ["model.safetensors", "optimizer.safetensors", "random.safetensors", "config.json"]
+)
+def test_a_flipped_byte_is_found(small, name):
+    """Prevents: bits that rot in a checkpoint are trained on as if nothing were wrong."""
+    policy, state, folder = begin(small)
+    checkpoint.save(folder, policy, state)
+    file = folder / "checkpoint" / name
+    content = bytearray(file.read_bytes())
+    content[len(content) // 2] ^= 1
+    file.write_bytes(content)
+    with pytest.raises(ValueError, match=f"{name} is damaged: delete the folder checkpoint "):
+        checkpoint.newest(folder)
+
+
+@pytest.mark.parametrize("text", ["", "{", "[]", '{"step": 1}', '{"step": "1"}'])
+def test_a_damaged_state_is_one_sentence(small, text):
+    """Prevents: a KeyError or JSONDecodeError for a file that a person opened and saved."""
+    policy, state, folder = begin(small)
+    checkpoint.save(folder, policy, state)
+    (folder / "checkpoint" / "state.json").write_text(text)
+    with pytest.raises(ValueError, match="state.json is damaged"):
+        checkpoint.newest(folder)
+
+
+def test_a_lost_file_is_found(small):
+    """Prevents: a checkpoint without its optimizer starts AdamW anew in silence."""
+    policy, state, folder = begin(small)
+    checkpoint.save(folder, policy, state)
+    (folder / "checkpoint" / "optimizer.safetensors").unlink()
+    with pytest.raises(ValueError, match="optimizer.safetensors is damaged"):
+        checkpoint.newest(folder)
+
+
+@pytest.mark.parametrize("left", ["checkpoint.new", "checkpoint-1"])
+def test_a_whole_checkpoint_under_another_name_is_used(small, left):
+    """Prevents: a kill between two renames leaves a whole checkpoint that nobody looks for."""
+    policy, state, folder = begin(small)
+    checkpoint.save(folder, policy, state)
+    (folder / "checkpoint").rename(folder / left)
+    (folder / "checkpoint.draft").mkdir()  # and half of another is no checkpoint
+    assert checkpoint.read_state(checkpoint.newest(folder))["step"] == 1
+
+
+# ---------------------------------------------------------------- two runs, one folder
+
+
+def test_a_folder_belongs_to_one_run(small):
+    """Prevents: two runs with the same --out, both accepted, both told that all is well."""
+    folder = Path(small["out"])
+    with checkpoint.claimed(folder):
+        for _ in range(2):  # a refused run must not take the claim away
+            with pytest.raises(ValueError, match="in use by another run"):
+                recode.run(settings(small))
+    recode.run(settings(small))
+    with checkpoint.claimed(folder), pytest.raises(ValueError, match="in use"):
+        recode.run(parse(["--resume", str(folder), "--steps", "3"]))
+
+
+def test_a_claim_ends_with_its_process(small):
+    """Prevents: a lock file of a killed run that has to be deleted by hand."""
+    code = "import checkpoint, pathlib, sys, time\n"
+    code += "with checkpoint.claimed(pathlib.Path(sys.argv[1])): print('held', flush=True); "
+    code += "time.sleep(60)"
+    holder = subprocess.Popen(
+        [sys.executable, "-c", code, small["out"]], cwd=ROOT, stdout=subprocess.PIPE
+    )
+    assert holder.stdout.readline() == b"held\n"
+    with pytest.raises(ValueError, match="in use"), checkpoint.claimed(Path(small["out"])):
+        pass
+    holder.kill()
+    holder.wait()
+    with checkpoint.claimed(Path(small["out"])):
+        assert checkpoint.is_empty(Path(small["out"]))
+
+
+def test_a_used_run_folder_is_not_overwritten(small):
+    """Prevents: the second run with the same --out destroys the first."""
+    folder = Path(small["out"])
+    folder.mkdir()
+    (folder / "metrics.jsonl").write_text("precious")
+    with pytest.raises(ValueError, match="not empty"):
+        recode.run(settings(small))
+    assert (folder / "metrics.jsonl").read_text() == "precious"
+
+
+# ---------------------------------------------------------------- signals
+
+
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM, signal.SIGHUP])
+def test_a_signal_waits_for_the_end_of_the_step(small, monkeypatch, number):
+    """Prevents: half a step in the checkpoint, which no resumed run can make whole."""
+    real, calls = recode.update, []
+
+    def interrupted(*args):
+        calls.append(1)
+        if len(calls) == 1:  # before the first of the step's two updates
+            os.kill(os.getpid(), number)
+        return real(*args)
+
+    whole = Path(small["out"] + "-whole")
+    recode.run(settings(small, out=str(whole)))
+    monkeypatch.setattr(recode, "update", interrupted)
+    handler = signal.getsignal(number)
+    with pytest.raises(KeyboardInterrupt):
+        recode.run(settings(small))
+    assert signal.getsignal(number) is handler
+    monkeypatch.setattr(recode, "update", real)
+    assert checkpoint.read_state(Path(small["out"], "checkpoint"))["step"] == 1
+    recode.run(parse(["--resume", small["out"]]))
+    assert outcome(Path(small["out"])) == outcome(whole)
+
+
+def test_a_second_signal_does_not_wait_and_saves_no_half_step(small, monkeypatch):
+    """Prevents: Ctrl-C that hangs for minutes; or one that saves weights between two updates."""
+    calls, real = [], recode.update
+
+    def interrupted(*args):
+        calls.append(real(*args))
+        if len(calls) == 3:  # the first of two updates of step 2
+            os.kill(os.getpid(), signal.SIGINT)
+            os.kill(os.getpid(), signal.SIGINT)
+        return calls[-1]
+
+    monkeypatch.setattr(recode, "update", interrupted)
+    with pytest.raises(KeyboardInterrupt):
+        recode.run(settings(small, save_every=1))
+    assert len(calls) == 3
+    assert checkpoint.read_state(Path(small["out"], "checkpoint"))["step"] == 1
+
+
+def test_nohup_is_respected():
+    """Prevents: `nohup python recode.py &` dies when its terminal closes."""
+    handler = signal.signal(signal.SIGHUP, signal.SIG_IGN)
+    try:
+        with recode.patient() as noted:
+            os.kill(os.getpid(), signal.SIGHUP)
+        assert not noted and signal.getsignal(signal.SIGHUP) is signal.SIG_IGN
+    finally:
+        signal.signal(signal.SIGHUP, handler)
+
+
+# ---------------------------------------------------------------- killed anywhere, the same run
+
+
+def outcome(folder: Path) -> tuple:
+    """All that a run leaves, but for times and memory."""
+    rows = report.rows(folder)
+    for row in rows:
+        for name in ("seconds", "tokens_per_s", "minutes", "memory_gb"):
+            row.pop(name, None)
+    tensors = [load_file(file) for file in sorted((folder / "checkpoint").glob("*.safetensors"))]
+    weights = [(key, t.numpy().tobytes()) for file in tensors for key, t in sorted(file.items())]
+    texts = [(folder / n).read_bytes() for n in ("samples.md", "before.jsonl", "after.jsonl")]
+    return rows, weights, texts
+
+
+# Forks a child for each session of a run, so that torch is imported once: a kill after MOMENT
+# seconds, or to the end. Prints how each ended.
+SESSIONS = """
+import os, sys, time, random, signal, json
+import torch
+torch.set_num_threads(1)
+import recode, config, report
+from matplotlib import pyplot
+
+def session(arguments, moment):
+    child = os.fork()
+    if not child:
+        sys.stdout = sys.stderr = open(os.devnull, "w")
+        os._exit(recode.main(config.parse(arguments)))
+    begin = time.time()
+    while time.time() - begin < moment:
+        if os.waitpid(child, os.WNOHANG)[0]:
+            return "ended", time.time() - begin
+        time.sleep(0.002)
+    os.kill(child, signal.SIGKILL)
+    os.waitpid(child, 0)
+    return "killed", moment
+
+start, out, kills, seed = json.loads(sys.argv[1]), sys.argv[2], int(sys.argv[3]), int(sys.argv[4])
+seconds = session(start + ["--out", out + "-whole"], 300)[1]
+moments, at = random.Random(seed), 0
+for trial in range(kills):
+    # An even spread over a run's life: each is killed once, then goes on to its end.
+    moment = seconds * (trial + moments.random()) / kills
+    folder = f"{out}-{trial}"
+    how = session(start + ["--out", folder], moment)
+    begun = os.path.exists(folder + "/config.json")
+    session(["--resume", folder] if begun else start + ["--out", folder], 300)
+    print(json.dumps([folder, *how, begun]))
+"""
+
+
+# The bundled policy, which is right now and then: a random one never is, and would learn nothing.
+@pytest.mark.parametrize("algo", ["grpo", "dapo", "sft"])
+def test_killed_at_any_moment_it_ends_as_if_it_had_not_been(small, algo):
+    """Prevents: a resumed run that is another run: in its weights, metrics, answers or reports."""
+    own = {"grpo": ["--group-size", "4"], "sft": []}
+    own["dapo"] = [*own["grpo"], "--live", "reward", "--max-refills", "1"]
+    start = [
+        *("--algo", algo, "--data", small["data"], "--device", "cpu", "--threads", "1"),
+        *("--steps", "4", "--prompts", "4", "--max-new-tokens", "48", "--eval-rows", "2"),
+        *("--save-every", "2", *own[algo]),
+    ]
+    done = subprocess.run(
+        [sys.executable, "-c", SESSIONS, json.dumps(start), small["out"], "7", "0"],
+        cwd=ROOT, capture_output=True, text=True, timeout=600,
+    )  # fmt: skip
+    trials = [json.loads(line) for line in done.stdout.splitlines()]
+    assert len(trials) == 7, done.stderr
+    assert sum(how == "killed" for _, how, _, _ in trials) >= 5
+    whole = outcome(Path(small["out"] + "-whole"))
+    assert [row.get("step") for row in whole[0]] == [1, 2, 3, 4, None]
+    assert any(row.get("grad_norm") for row in whole[0])
+    for folder, _, moment, _ in trials:
+        assert outcome(Path(folder)) == whole, moment

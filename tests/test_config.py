@@ -1,0 +1,115 @@
+"""config.py: wrong settings end in one sentence, before anything is loaded."""
+
+import json
+import subprocess
+import sys
+from dataclasses import asdict
+from pathlib import Path
+
+import pytest
+from conftest import settings
+
+import recode
+from config import Config, parse
+
+ROOT = Path(__file__).parent.parent
+
+
+@pytest.mark.parametrize(
+    ("wrong", "sentence"),
+    [
+        ({"algo": "ppo"}, "choose from grpo, dapo, sft"),
+        ({"group_size": 1}, "an advantage compares samples"),
+        ({"steps": 0}, "--steps is 0: give 1 or more"),
+        ({"temperature": 0.0}, "greedy samples are all alike"),
+        ({"warmup": -1}, "--warmup is -1: give 0 or more"),
+        ({"algo": "dapo", "dual_clip": 1.2}, "must exceed 1"),
+        ({"correctness": "bleu"}, "choose from es_star, em_star"),
+        ({"max_grad_norm": -1.0}, "--max-grad-norm is -1.0: give more than 0"),
+        ({"lr": float("nan")}, "--lr is nan: give 0 or more"),
+        ({"temperature": float("inf")}, "greedy samples are all alike"),
+        ({"clip": 1.0}, "less than 1"),
+        ({"algo": "dapo", "dual_clip": float("nan")}, "must exceed 1"),
+        ({"algo": "dapo", "overlong_buffer": 9999}, "must not exceed"),
+        ({"seed": 2**64}, "less than 2.63"),
+        ({"seed": -1}, "--seed is -1"),
+        ({"group_size": 10**9}, "tokens in one rollout: lower one of them"),
+        ({"steps": "3"}, "--steps is '3': give a value of type int"),
+        ({"steps": True}, "--steps is True: give a value of type int"),
+        ({"scale": 1}, "--scale is 1: give a value of type bool"),
+        ({"algo": "dapo", "clip": 0.3}, "--clip is a setting of grpo: leave it away"),
+        ({"algo": "sft", "group_size": 4}, "--group-size is a setting of grpo and dapo"),
+        ({"live": "reward"}, "--live is a setting of dapo: leave it away with --algo grpo"),
+    ],
+)
+def test_wrong_values_are_one_sentence(small, wrong, sentence):
+    """Prevents: a slip on the command line shows a traceback after minutes of loading."""
+    with pytest.raises(ValueError, match=sentence):
+        Config(**small | wrong)
+
+
+def test_settings_of_another_algorithm_are_refused_even_at_their_default():
+    """Prevents: `--algo dapo --clip 0.2` recorded as if DAPO had used it."""
+    with pytest.raises(ValueError, match="--clip is a setting of grpo"):
+        parse(["--algo", "dapo", "--clip", "0.2"])
+    assert "clip" not in Config(algo="dapo").record() and "clip" in Config().record()
+    assert "group_size" not in Config(algo="sft").record()
+
+
+def test_every_field_is_a_flag_with_help(capsys):
+    """Prevents: a setting that only an editor of the source can reach."""
+    with pytest.raises(SystemExit):
+        parse(["--help"])
+    shown = capsys.readouterr().out
+    for name in asdict(Config()):
+        assert "--" + name.replace("_", "-") in shown
+
+
+def test_help_does_not_wait_for_torch():
+    """Prevents: seconds before --help or a wrong flag is answered."""
+    code = "import sys, config; config.parse(['--steps', '3']); print('torch' in sys.modules)"
+    shown = subprocess.run([sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True)
+    assert shown.stdout == "False\n", shown
+    for arguments, rc in (
+        (["--help"], 0),
+        (["--steps", "0"], 2),
+        (["--algo", "sft", "--clip", "1"], 2),
+    ):
+        shown = subprocess.run(
+            [sys.executable, "-X", "importtime", "recode.py", *arguments],
+            cwd=ROOT, capture_output=True, text=True,
+        )  # fmt: skip
+        assert shown.returncode == rc and "| torch\n" not in shown.stderr
+        assert "Traceback" not in shown.stderr
+
+
+def test_command_line_errors_have_no_traceback(small, capsys, monkeypatch, tmp_path):
+    """Prevents: a missing model folder ends in forty lines from inside the hub client."""
+    for arguments in (
+        ["--model", "/no/such/folder", "--out", str(tmp_path / "x")],
+        ["--data", "/no/such/file", "--out", str(tmp_path / "x")],
+        ["--resume", "/no/such/run"],
+        ["--model", small["model"], "--out", str(tmp_path / "y"), "--max-new-tokens", "5000"],
+    ):
+        monkeypatch.setattr("sys.argv", ["recode.py", *arguments])
+        assert recode.main() == 2
+        error = capsys.readouterr().err
+        assert error.startswith("recode.py: ") and error.count("\n") == 1, error
+
+
+def test_resume_refuses_another_configuration(small):
+    """Prevents: a traceback, or one run made of two configurations, whose record is then false."""
+    folder = Path(small["out"])
+    folder.mkdir()
+    record = settings(small).record()
+    (folder / "config.json").write_text(json.dumps(record))
+    with pytest.raises(ValueError, match="leave --lr away"):
+        parse(["--resume", str(folder), "--lr", "1"])
+    assert parse(["--resume", str(folder), "--steps", "7"]).steps == 7
+    for other in ('{"what": 1}', "[]", "{", '"x"', ""):
+        (folder / "config.json").write_text(other)
+        with pytest.raises(ValueError, match="not a configuration of this version"):
+            parse(["--resume", str(folder)])
+    (folder / "config.json").write_text(json.dumps(record | {"steps": "12"}))
+    with pytest.raises(ValueError, match="config.json: --steps is '12'"):
+        parse(["--resume", str(folder)])

@@ -1,0 +1,112 @@
+"""evaluate.py and report.py: records of answers, and the views of them."""
+
+import json
+import math
+import random
+import sys
+
+import pytest
+
+import data
+import evaluate
+import report
+
+
+def test_copying_scores_high_and_matches_nothing():
+    """Prevents: the copy baseline is forgotten: ES* rewards it, exact match does not."""
+    rows = random.Random(0).sample(data.load(split="test"), 50)
+    means = evaluate.means(evaluate.copied(rows))
+    assert means["exact"] == 0 and means["format"] == 100 and means["es_star"] > 1
+
+
+def test_grades_by_hand():
+    """Prevents: EM* and ES* mixed up, or a share that is not in percent."""
+    example = data.load()[0]
+    good, wrong = data.answer("", example.new_code), data.answer("", example.new_code + "\nx")
+    graded = evaluate.grade([example] * 4, [good, wrong, "nothing", data.answer("", "(")])
+    assert [g.em for g in graded] == [2.0, -1.5, -2.0, -2.0]
+    assert [g.exact for g in graded] == [True, False, False, False]
+    assert [g.format for g in graded] == [1, 1, -1, 1]
+    means = evaluate.means(graded)
+    assert (means["em_star"], means["exact"], means["format"]) == (-3.5 / 4, 25.0, 75.0)
+
+
+def test_answers_come_back_as_they_were_written(tmp_path):
+    """Prevents: a resumed run reports other numbers for the base than the run that graded it."""
+    rows = {"train": data.load()[:3], "test": data.load(split="test")[:2]}
+    texts = ["\ud7ff \x85\u2028 odd", data.answer("", rows["train"][1].new_code), "c"]
+    graded = {"train": evaluate.grade(rows["train"], texts), "test": evaluate.copied(rows["test"])}
+    (tmp_path / "a.jsonl").write_text(evaluate.lines(graded), encoding="utf-8")
+    assert evaluate.read(tmp_path / "a.jsonl", rows) == graded
+    assert evaluate.read(tmp_path / "a.jsonl", {"train": rows["train"][:2]}) is None
+    assert evaluate.read(tmp_path / "none.jsonl", rows) is None
+
+
+def test_metrics_have_null_for_what_is_not_finite(tmp_path):
+    """Prevents: bare NaN in a file that other tools read as JSON."""
+    report.Metrics(tmp_path).append({"step": 1, "loss": math.nan, "kl": math.inf, "reward": 1.5})
+    text = (tmp_path / "metrics.jsonl").read_text()
+    assert json.loads(text, parse_constant=pytest.fail) == {
+        "step": 1, "loss": None, "kl": None, "reward": 1.5
+    }  # fmt: skip
+    report.curves(tmp_path / "curves.png", report.history(tmp_path))
+    assert (tmp_path / "curves.png").stat().st_size > 1000
+
+
+def test_tensorboard_is_asked_for_in_one_sentence(tmp_path, monkeypatch):
+    """Prevents: a traceback for a package that nobody has to have."""
+    monkeypatch.setitem(sys.modules, "torch.utils.tensorboard", None)
+    with pytest.raises(ValueError, match="pip install tensorboard"):
+        report.Metrics(tmp_path, tensorboard=True)
+
+
+def test_a_damaged_line_of_metrics_has_a_number(tmp_path):
+    """Prevents: --resume ends in a traceback, after the base was graded, for a line cut in two."""
+    lines = ['{"step": 1}', "", '{"step": 2', '{"step": 3}']
+    (tmp_path / "metrics.jsonl").write_text("\n".join(lines) + "\n")
+    with pytest.raises(ValueError, match="metrics.jsonl, line 3, is damaged"):
+        report.rewind(tmp_path, 3)
+    (tmp_path / "metrics.jsonl").write_text('{"step": 1}\n\n{"step": 2}\n{"step": 3')
+    report.rewind(tmp_path, 2)
+    assert (tmp_path / "metrics.jsonl").read_text() == '{"step": 1}\n{"step": 2}\n'
+
+
+def test_numbers_come_first_on_a_narrow_terminal():
+    """Prevents: on 80 columns a bar of one character, and no reward."""
+    metrics = dict.fromkeys(("reward", "exact", "dead", "length", "grad_norm", "loss"), 0.5)
+    form = {"total": 300, "n": 12, "elapsed": 100, "ncols": 80, "prefix": "dapo"}
+    bar = report.progress("dapo", 300, 0)
+    shown = bar.format_meter(**form, bar_format=bar.bar_format, postfix=report.line(metrics))
+    bar.close()
+    assert len(shown) <= 80 and "reward +0.50, exact 50%, dead 50%" in shown
+
+
+def test_a_diff_is_plain_where_nobody_sees_colours(monkeypatch):
+    """Prevents: escape codes in a log file."""
+    monkeypatch.setattr(report.sys.stdout, "isatty", lambda: True, raising=False)
+    monkeypatch.setenv("NO_COLOR", "")
+    assert report.difference("a\nb", "a\nc").splitlines()[-2:] == [
+        "\x1b[31m-b\x1b[0m",
+        "\x1b[32m+c\x1b[0m",
+    ]
+    monkeypatch.setenv("NO_COLOR", "1")
+    assert report.difference("a\nb", "a\nc").splitlines()[-2:] == ["-b", "+c"]
+    assert report.difference("a", None) == "(no code block)"
+
+
+def test_entropy_is_the_surprise_of_a_token():
+    """Prevents: a sum over padding, or over samples without their lengths."""
+    import torch
+
+    from rollout import Rollout
+
+    logp = torch.tensor([[[-1.0, -2.0, 0.0], [-3.0, 0.0, 0.0]]])  # lengths 2 and 1
+    length = torch.tensor([[2, 1]])
+    rollout = Rollout([[1]], logp.long(), logp < 0, logp, length, length < 1)
+    one = torch.ones(1, 2)
+    names = ("total", "exact", "format", "dead")
+    log = report.Log()
+    log.sampled(rollout, dict.fromkeys(names, one))
+    metrics = log.close()
+    assert metrics["entropy"] == 2.0  # (1 + 2 + 3) / 3 tokens
+    assert list(metrics)[0] == "reward" and list(metrics)[-1] == "loss"

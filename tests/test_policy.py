@@ -1,0 +1,123 @@
+"""policy.py: what is loaded is whole, and what is said ends where the policy ended it."""
+
+import json
+import shutil
+
+import pytest
+import torch
+from safetensors.torch import load_file, save_file
+from transformers import AutoTokenizer
+
+import data
+import evaluate
+from policy import load
+from rollout import written
+
+
+@pytest.fixture
+def copy(tiny, tmp_path):
+    """A copy of the tiny model's folder to be spoilt."""
+    return shutil.copytree(tiny, tmp_path / "model")
+
+
+def test_texts_end_before_the_end_token(tiny):
+    """Prevents: "<|im_end|>" in the text costs the format reward; or the last letter is cut."""
+    policy = load(str(tiny), "cpu")
+    ids = policy.tokenizer.encode("ok go", add_special_tokens=False)
+    ended, cut = [*ids, policy.eos_ids[0]], [*ids, 5, 6]
+    first, second = policy.texts(written([[1]], [[ended, cut]], pad_id=0, device="cpu"))
+    assert first == "ok go" and second.startswith("ok go") and len(second) > len(first)
+
+
+def test_imitated_answers_are_perfect_and_end(tiny):
+    """Prevents: SFT learns an answer that the reward does not accept, or never to stop."""
+    policy = load(str(tiny), "cpu")
+    rows = data.load()[:20]
+    rollout = policy.imitate(rows, max_new_tokens=400)
+    last = rollout.tokens[:, 0].gather(1, rollout.length - 1)[:, 0]
+    assert last.tolist() == [policy.eos_ids[0]] * 20
+    means = evaluate.means(evaluate.grade(rows, policy.texts(rollout)))
+    assert means == {"em_star": 2.0, "es_star": 2.0, "format": 100.0, "exact": 100.0}
+
+
+def test_complete_is_greedy_and_needs_no_config(tiny):
+    """Prevents: nobody can ask a trained policy without a run's settings."""
+    policy = load(str(tiny), "cpu")
+    rows = data.load()[:3]
+    both = policy.complete(rows, max_new_tokens=8)
+    assert both == policy.complete(rows, max_new_tokens=8) and len(both) == 3
+    assert all(len(policy.tokenizer.encode(text)) <= 12 for text in both)
+
+
+# ---------------------------------------------------------------- models that are not whole
+
+
+def refused(folder, sentence):
+    with pytest.raises(ValueError, match=sentence) as error:
+        load(str(folder), "cpu")
+    assert "\n" not in str(error.value)
+
+
+@pytest.mark.parametrize(
+    ("fault", "sentence"),
+    [
+        (lambda w: w.pop("model.layers.1.mlp.up_proj.weight"), "1 missing weights"),
+        (lambda w: w.update({"model.extra": torch.ones(2)}), "1 unexpected weights"),
+        (lambda w: w["model.norm.weight"].fill_(torch.nan), "not finite"),
+        (lambda w: w.update({"model.norm.weight": torch.ones(5)}), "model.norm.weight"),
+    ],
+)
+def test_weights_that_do_not_belong_are_refused(copy, fault, sentence):
+    """Prevents: transformers fills a gap with random weights, and the run trains them, exit 0."""
+    weights = load_file(copy / "model.safetensors")
+    fault(weights)
+    save_file(weights, copy / "model.safetensors", metadata={"format": "pt"})
+    refused(copy, sentence)
+
+
+def test_another_model_type_is_refused(copy):
+    """Prevents: a config.json of another family, whose own weights are random."""
+    config = json.loads((copy / "config.json").read_text())
+    (copy / "config.json").write_text(json.dumps(config | {"model_type": "phi3"}))
+    refused(copy, "--model")
+
+
+@pytest.mark.parametrize("size", [0, 5, 1000])
+def test_a_cut_file_of_weights_is_one_sentence(copy, size):
+    """Prevents: a broken download ends in a traceback of safetensors."""
+    file = copy / "model.safetensors"
+    file.write_bytes(file.read_bytes()[:size])
+    refused(copy, "cannot be loaded")
+
+
+def test_a_pickle_of_weights_is_not_run(copy):
+    """Prevents: a .bin file that runs its own code, or a traceback about it."""
+    (copy / "model.safetensors").unlink()
+    (copy / "pytorch_model.bin").write_bytes(b"cos\nsystem\n(S'echo harm'\ntR.")
+    refused(copy, "cannot be loaded")
+
+
+def test_a_missing_tokenizer_is_refused(copy):
+    """Prevents: an empty tokenizer made up from the model's type: every prompt is one unknown."""
+    for file in copy.glob("*token*"):
+        file.unlink()
+    refused(copy, "--model")
+
+
+def test_a_template_that_loses_the_note_is_refused(copy):
+    """Prevents: training on prompts without the note, whose answers nobody can know."""
+    (copy / "chat_template.jinja").write_text("{{ messages[0]['content'] }}")
+    refused(copy, "loses the note or the code")
+
+
+def test_a_tokenizer_of_another_model_is_refused(copy):
+    """Prevents: token ids beyond the embeddings, an IndexError in the middle of a run."""
+    tokenizer = AutoTokenizer.from_pretrained(copy)
+    tokenizer.add_tokens([f"word{i}" for i in range(9)] + ["new_name"])
+    tokenizer.save_pretrained(copy)
+    refused(copy, "more tokens than its")
+
+
+def test_a_missing_folder_is_one_sentence():
+    """Prevents: forty lines from inside the hub client."""
+    refused("/no/such/folder", "no such folder")
