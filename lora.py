@@ -12,7 +12,7 @@ with |W|^2 kept: a product as dear as r tokens, where B A and its sum would pass
 
 Precision: W and b keep their dtype. A, B and m are float32, for a bf16 weight does not move under
 small steps (1.0 - 5e-5 == 1.0). x meets A and B in the dtype of x, as under autocast, which works
-too; n and m/n are float32 always, since bf16 would round all m within 0.4 % of n to n.
+too; n and m/n are float32 always: in bf16 an m that grew by 0.3 % would be n again.
 
 One model plays three parts: it trains with adapters attached, is its own reference inside
 `disabled`, and decodes fast inside `merged`. Files are PEFT's, both ways. Not here: adapters of
@@ -153,29 +153,20 @@ def linear(model: PreTrainedModel) -> dict[str, nn.Linear]:
     return {name: m for name, m in found if m.weight is not tied}
 
 
-def chosen(model: PreTrainedModel, targets: tuple[str, ...]) -> list[str]:
+def chosen(model: PreTrainedModel, targets: tuple[str, ...]) -> set[str]:
     """Names of the linear layers that end with a target, as in PEFT: whole parts of a name."""
     found, head = linear(model), model.get_output_embeddings()
-    for target in targets:
-        if not any(matches(name, target) for name in found):
-            known = ", ".join(sorted({last(name) for name in found}))
-            raise ValueError(f"targets: no linear layer is called {target!r}, choose from {known}.")
     if not targets:
-        return [name for name, layer in found.items() if layer is not head]
-    return [name for name in found if any(matches(name, target) for target in targets)]
+        return {name for name, layer in found.items() if layer is not head}
+    hits = {t: {name for name in found if f".{name}".endswith(f".{t}")} for t in targets}
+    for target, names in hits.items():
+        if not names:
+            known = ", ".join(sorted({name.rpartition(".")[2] for name in found}))
+            raise ValueError(f"targets: no linear layer is called {target!r}, choose from {known}.")
+    return set().union(*hits.values())
 
 
-def matches(name: str, target: str) -> bool:
-    """Is the module's name the target, or does it end with it behind a dot?"""
-    return f".{name}".endswith(f".{target}")
-
-
-def last(name: str) -> str:
-    """The last part of a module's name."""
-    return name.rpartition(".")[2]
-
-
-def wrap(model: PreTrainedModel, names: list[str], adapter: Adapter) -> list[nn.Parameter]:
+def wrap(model: PreTrainedModel, names: set[str], adapter: Adapter) -> list[nn.Parameter]:
     """Put an Adapted in the place of each named layer: -> the parameters that train."""
     if layers(model):
         raise ValueError("This model has adapters already: load the base model again.")
@@ -190,7 +181,7 @@ def wrap(model: PreTrainedModel, names: list[str], adapter: Adapter) -> list[nn.
 @contextmanager
 def disabled(model: PreTrainedModel) -> Iterator[None]:
     """Inside, the model is its base, bit for bit: the reference needs no second copy."""
-    found = attached(model)
+    found = in_use(model)
     if not found:
         raise ValueError("This model has no adapters that could be off: its reference is a copy.")
     try:
@@ -209,7 +200,7 @@ def merged(model: PreTrainedModel) -> Iterator[None]:
     The originals are set aside and put back, never computed back: W + d - d drifts in bf16. Inside
     they take their memory once more. A model without adapters stays as it is. No training inside.
     """
-    found = attached(model)
+    found = in_use(model)
     kept = [layer.weight for layer in found]
     try:
         for layer in found:
@@ -221,7 +212,7 @@ def merged(model: PreTrainedModel) -> Iterator[None]:
             layer.weight, layer.on = weight, True
 
 
-def attached(model: PreTrainedModel) -> list[Adapted]:
+def in_use(model: PreTrainedModel) -> list[Adapted]:
     """The adapted layers, all of them in use: `disabled` in `merged` would find no base there."""
     found = list(layers(model).values())
     if not all(layer.on for layer in found):
@@ -233,7 +224,13 @@ def attached(model: PreTrainedModel) -> list[Adapted]:
 
 CONFIG, WEIGHTS = "adapter_config.json", "adapter_model.safetensors"
 PREFIX = "base_model.model."  # PEFT's wrapper around the model
-READ = set("r lora_alpha lora_dropout use_dora use_rslora".split())
+FIELDS = {  # PEFT's names of ours
+    "r": "rank",
+    "lora_alpha": "alpha",
+    "lora_dropout": "dropout",
+    "use_dora": "dora",
+    "use_rslora": "rslora",
+}
 # settings that change no number of a finished adapter; which layers it has its tensors tell
 NEUTRAL = set(
     "target_modules exclude_modules layers_to_transform layers_pattern base_model_name_or_path "
@@ -261,34 +258,21 @@ def save(model: PreTrainedModel, folder: str | Path) -> None:
     Path(folder, CONFIG).write_bytes(adapter.file or described(model, adapter))
 
 
-def key(name: str, part: str) -> str:
-    """PEFT's name of a tensor; its magnitudes go without `.weight`."""
-    return f"{PREFIX}{name}.{part}" + (".weight" if part in ("lora_A", "lora_B") else "")
-
-
 def described(model: PreTrainedModel, adapter: Adapter) -> bytes:
     """adapter_config.json of a fresh adapter."""
-    config = {
-        "peft_type": "LORA",
-        "task_type": "CAUSAL_LM",
-        "base_model_name_or_path": model.name_or_path or None,
-        "target_modules": sorted(adapter.targets or {last(name) for name in layers(model)}),
-        "r": adapter.rank,
-        "lora_alpha": adapter.alpha,
-        "lora_dropout": adapter.dropout,
-        "use_dora": adapter.dora,
-        "use_rslora": adapter.rslora,
-        "bias": "none",
-        "inference_mode": True,
-    }
+    config = {theirs: getattr(adapter, ours) for theirs, ours in FIELDS.items()}
+    config |= {"peft_type": "LORA", "task_type": "CAUSAL_LM", "bias": "none"}
+    config |= {"base_model_name_or_path": model.name_or_path or None, "inference_mode": True}
+    names = adapter.targets or {name.rpartition(".")[2] for name in layers(model)}
+    config["target_modules"] = sorted(names)
     return json.dumps(config, indent=2, sort_keys=True).encode()
 
 
 def load(model: PreTrainedModel, folder: str | Path) -> list[nn.Parameter]:
     """Attach the adapters of a folder that `save` or PEFT wrote: -> what is to be trained.
 
-    They become float32. ValueError, the model untouched, if something is missing, belongs to
-    another model, or is a kind of adapter that is not here.
+    They become float32. ValueError if a file is missing or broken, if they belong to another model
+    (which then is no use any more), or are a kind of adapter that is not here.
     """
     for name in (CONFIG, WEIGHTS):
         if not Path(folder, name).is_file():
@@ -297,61 +281,42 @@ def load(model: PreTrainedModel, folder: str | Path) -> list[nn.Parameter]:
     try:
         tensors = load_file(Path(folder, WEIGHTS))
     except SafetensorError as error:
-        raise ValueError(f"{folder}/{WEIGHTS} cannot be read: {error}") from None
-    names = {k.removeprefix(PREFIX).partition(".lora_")[0] for k in tensors}
-    expected, given = shapes(model, names, adapter), {k: tuple(t.shape) for k, t in tensors.items()}
-    for k in sorted(expected.keys() | given.keys()):
-        if expected.get(k) != given.get(k):
+        raise ValueError(f"{folder}/{WEIGHTS} is broken: {error}") from None
+    trained = wrap(model, {k.removeprefix(PREFIX).partition(".lora_")[0] for k in tensors}, adapter)
+    own = stored(model)
+    for k in sorted(own.keys() | tensors.keys()):
+        given, wanted = (tuple(x[k].shape) if k in x else "missing" for x in (tensors, own))
+        if given != wanted:
             raise ValueError(
-                f"{folder} does not fit this model and its own {CONFIG}: {k} has the shape "
-                f"{given.get(k)} and should have {expected.get(k)}."
+                f"{folder} does not fit this model and its own {CONFIG}: the shape of {k} is "
+                f"{given} there and {wanted} here."
             )
-    trained = wrap(model, names, adapter)
     with torch.no_grad():
-        for k, p in stored(model).items():
+        for k, p in own.items():
             p.copy_(tensors[k])
     return trained
 
 
 def stored(model: PreTrainedModel) -> dict[str, nn.Parameter]:
-    """The parameters of all adapters under PEFT's names."""
+    """The adapters' parameters under PEFT's names; magnitudes go without `.weight`."""
     return {
-        key(name, part): p
+        f"{PREFIX}{name}.{part}" + (".weight" if part != "lora_magnitude_vector" else ""): p
         for name, layer in layers(model).items()
         for part, p in layer.named_parameters()
         if part.startswith("lora_")
     }
 
 
-def shapes(model: PreTrainedModel, names: set[str], adapter: Adapter) -> dict[str, tuple]:
-    """The tensors that adapters of these layers have, of those layers that the model has."""
-    wanted = {}
-    for name, base in linear(model).items():
-        if name in names:
-            wanted[key(name, "lora_A")] = (adapter.rank, base.in_features)
-            wanted[key(name, "lora_B")] = (base.out_features, adapter.rank)
-            if adapter.dora:
-                wanted[key(name, "lora_magnitude_vector")] = (base.out_features,)
-    return wanted
-
-
 def read_config(file: Path) -> Adapter:
     """PEFT's adapter_config.json, if it asks for nothing that is not here."""
     content = file.read_bytes()
     try:
-        config = dict(json.loads(content))
-        adapter = Adapter(
-            rank=config.get("r", 8),  # this and the next are PEFT's defaults
-            alpha=config.get("lora_alpha", 8),
-            dropout=config.get("lora_dropout", 0.0),
-            dora=config.get("use_dora", False),
-            rslora=config.get("use_rslora", False),
-            file=content,
-        )
+        config = {"peft_type": None, "r": 8, "lora_alpha": 8} | json.loads(content)  # its defaults
+        ours = {FIELDS[k]: v for k, v in config.items() if k in FIELDS}
+        adapter = Adapter(**ours, file=content)
     except (TypeError, ValueError) as error:
-        raise ValueError(f"{file} is no configuration of an adapter: {error}") from None
-    asked = {"peft_type": None} | config  # without a type it is none
-    others = {k: v for k, v in asked.items() if k not in READ | NEUTRAL}
+        raise ValueError(f"{file} does not describe an adapter: {error}") from None
+    others = {k: v for k, v in config.items() if k not in FIELDS and k not in NEUTRAL}
     refused = [f"{k} {v!r}" for k, v in others.items() if v not in KNOWN.get(k, OFF)]
     if refused:
         raise ValueError(
