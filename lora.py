@@ -12,7 +12,7 @@ with |W|^2 kept: a product as dear as r tokens, where B A and its sum would pass
 
 Precision: W and b keep their dtype. A, B and m are float32, for a bf16 weight does not move under
 small steps (1.0 - 5e-5 == 1.0). x meets A and B in the dtype of x, as under autocast, which works
-too; n and m/n are float32 always: in bf16 an m that grew by 0.3 % would be n again.
+too. n and m/n - 1 are computed in float32: in bf16, m/n would lose a growth of m by 0.3 %.
 
 One model plays three parts: it trains with adapters attached, is its own reference inside
 `disabled`, and decodes fast inside `merged`. Files are PEFT's, both ways. Not here: adapters of
@@ -96,7 +96,8 @@ class Adapted(nn.Linear):
         if self.lora_magnitude_vector is None:
             return F.linear(x, self.weight, self.bias) + delta
         y = F.linear(seen, self.weight) + delta
-        y = ((self.lora_magnitude_vector / self.norm()) * y).to(y.dtype)
+        beyond = self.lora_magnitude_vector / self.norm() - 1  # float32 [out]
+        y = torch.addcmul(y, y, beyond.to(y.dtype))  # m/n y, without float32 copies of a bf16 y
         if dropping:  # y = W x + (m/n - 1) W D(x) + m/n s B A D(x) + b: what D took, W still sees
             y = y + F.linear(x - seen, self.weight)
         return y if self.bias is None else y + self.bias
@@ -171,10 +172,11 @@ def wrap(model: PreTrainedModel, names: set[str], adapter: Adapter) -> list[nn.P
     if layers(model):
         raise ValueError("This model has adapters already: load the base model again.")
     model.requires_grad_(False)
-    for name, base in linear(model).items():  # in the model's order: optimizers number parameters
+    for name, base in linear(model).items():
         if name in names:
             parent, _, child = name.rpartition(".")
             setattr(model.get_submodule(parent), child, Adapted(base, adapter))
+    # in the order of the model, fresh or loaded: an optimizer knows its parameters by number
     return [p for p in model.parameters() if p.requires_grad]
 
 

@@ -7,6 +7,7 @@ from pathlib import Path
 import pytest
 import torch
 import torch.nn.functional as F
+from safetensors import safe_open
 from safetensors.torch import load_file, save_file
 from torch import nn
 from transformers import LlamaConfig, LlamaForCausalLM, Qwen2Config, Qwen2ForCausalLM
@@ -342,6 +343,10 @@ def test_autocast(dora):
         rough = model(input_ids=IDS, labels=IDS)
     rough.loss.backward()
     torch.testing.assert_close(rough.logits.float(), on, rtol=0, atol=0.02)
+    for layer in lora.layers(model).values():
+        with torch.autocast("cpu", torch.bfloat16):
+            inside = layer.merge()
+        assert torch.equal(inside, layer.merge())  # in float32 wherever sampling is called
 
 
 # ---- files ---------------------------------------------------------------------------------------
@@ -392,6 +397,21 @@ def test_files_have_peft_names_and_shapes(tmp_path):
         "use_dora": True,
         "use_rslora": False,
     }
+
+
+def test_a_config_is_written_back_as_it_was(tmp_path):
+    """Fields of PEFT that we do not know, lost on the way, or other defaults than its 8 and 8."""
+    model = moved(qwen(), Adapter(rank=8, alpha=8))
+    lora.save(model, tmp_path)
+    with safe_open(tmp_path / lora.WEIGHTS, "pt") as file:
+        assert file.metadata() == {"format": "pt"}
+    content = b'{"peft_type": "LORA",\r\n"revision": "main", "megatron_core": "megatron.core"}\n'
+    (tmp_path / lora.CONFIG).write_bytes(content)
+    again = qwen()
+    lora.load(again, tmp_path)
+    assert torch.equal(logits(again), logits(model))
+    lora.save(again, tmp_path / "b")
+    assert (tmp_path / "b" / lora.CONFIG).read_bytes() == content
 
 
 @pytest.mark.parametrize(
