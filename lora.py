@@ -1,0 +1,338 @@
+"""LoRA and DoRA by hand: train a small correction of each linear layer, the layer itself frozen.
+
+    LoRA (arXiv 2106.09685)    y = W x + b + s B A x           A [r, in], B [out, r], s = alpha / r
+    DoRA (arXiv 2402.09353)    y = m/n (W x + s B A x) + b     n = |W + s B A| by row, m [out]
+
+A starts random and B at zero, m at n: at first nothing changes. n counts as a constant in backward
+(paper, section 4.3), so it needs no graph and, by the binomial formula, not the matrix B A either:
+
+    n^2 = |W|^2 + 2 <W, s B A> + |s B A|^2 = |W|^2 + <s B, 2 W A^T + s B (A A^T)>      by row
+
+with |W|^2 kept: a product as dear as r tokens, where B A and its sum would pass over [out, in].
+
+Precision: W and b keep their dtype. A, B and m are float32, for a bf16 weight does not move under
+small steps (1.0 - 5e-5 == 1.0). x meets A and B in the dtype of x, as under autocast, which works
+too. n and m/n - 1 are computed in float32: in bf16, m/n would lose a growth of m by 0.3 %.
+
+One model plays three parts: it trains with adapters attached, is its own reference inside
+`disabled`, and decodes fast inside `merged`. Files are PEFT's, both ways. Not here: adapters of
+embeddings, convolutions or quantized layers, several adapters at once, trained biases.
+"""
+
+import json
+import math
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from pathlib import Path
+
+import torch
+import torch.nn.functional as F
+from safetensors import SafetensorError
+from safetensors.torch import load_file, save_file
+from torch import Tensor, nn
+from transformers import PreTrainedModel
+
+__all__ = ["Adapter", "attach", "disabled", "load", "merged", "save", "save_merged"]
+
+
+@dataclass(frozen=True)
+class Adapter:
+    """What is attached to each target."""
+
+    rank: int = 16  # r; small ones do for reinforcement learning
+    # As in "LoRA without regret" (Thinking Machines, 2025): with 32 fixed the best learning rate
+    # hardly depends on the rank. The ReCode paper has rank 64, alpha 64.
+    alpha: float = 32
+    dropout: float = 0.0  # share of x that the correction does not see, in train() alone
+    dora: bool = False
+    rslora: bool = False  # s = alpha / sqrt(r) (arXiv 2312.03732)
+    targets: tuple[str, ...] = ()  # last parts of module names; (): every linear layer but the head
+    file: bytes = field(default=b"", repr=False)  # adapter_config.json as loaded, to write back
+
+    def __post_init__(self):
+        if self.rank < 1 or not self.alpha > 0 or not 0 <= self.dropout < 1:
+            raise ValueError(
+                f"Adapters of rank {self.rank}, alpha {self.alpha}, dropout {self.dropout}: give a "
+                "rank of 1 or more, an alpha above 0 and a dropout from 0 to below 1."
+            )
+
+    @property
+    def scale(self) -> float:
+        """s."""
+        return self.alpha / (math.sqrt(self.rank) if self.rslora else self.rank)
+
+
+# ---- one layer -----------------------------------------------------------------------------------
+
+TINY = 1e-24  # least n^2: a row of zeros would give m/n = 0/0
+
+
+class Adapted(nn.Linear):
+    """A linear layer with its adapter; `weight` and `bias` are the base's own, and named so."""
+
+    def __init__(self, base: nn.Linear, adapter: Adapter):
+        nn.Module.__init__(self)  # not nn.Linear's, which would make a second weight
+        self.in_features, self.out_features = base.in_features, base.out_features
+        self.weight, self.bias = base.weight, base.bias
+        self.adapter, self.on = adapter, True
+        self.train(base.training)
+        new = {"device": base.weight.device, "dtype": torch.float32}
+        self.lora_A = nn.Parameter(torch.zeros(adapter.rank, self.in_features, **new))
+        self.lora_B = nn.Parameter(torch.zeros(self.out_features, adapter.rank, **new))
+        self.register_parameter("lora_magnitude_vector", None)
+        if adapter.dora:
+            square = torch.linalg.vector_norm(base.weight.detach(), dim=1, dtype=torch.float32) ** 2
+            self.register_buffer("square", square, persistent=False)  # |W|^2, [out]
+            self.lora_magnitude_vector = nn.Parameter(self.norm())
+
+    def forward(self, x: Tensor) -> Tensor:  # [.., in] -> [.., out]
+        if not self.on:
+            return F.linear(x, self.weight, self.bias)
+        dropping = self.training and self.adapter.dropout > 0
+        seen = F.dropout(x, self.adapter.dropout) if dropping else x  # D(x)
+        low = F.linear(seen, self.lora_A.to(x.dtype))  # [.., r]
+        delta = F.linear(low, (self.adapter.scale * self.lora_B).to(x.dtype))  # s B A D(x)
+        if self.lora_magnitude_vector is None:
+            return F.linear(x, self.weight, self.bias) + delta
+        y = F.linear(seen, self.weight) + delta
+        beyond = self.lora_magnitude_vector / self.norm() - 1  # float32 [out]
+        y = torch.addcmul(y, y, beyond.to(y.dtype))  # m/n y, without float32 copies of a bf16 y
+        if dropping:  # y = W x + (m/n - 1) W D(x) + m/n s B A D(x) + b: what D took, W still sees
+            y = y + F.linear(x - seen, self.weight)
+        return y if self.bias is None else y + self.bias
+
+    @torch.no_grad()
+    def norm(self) -> Tensor:  # -> float32 [out]
+        """n = |W + s B A| of each row, W being the original; no graph, B A is not built."""
+        A, B = self.lora_A, self.adapter.scale * self.lora_B
+        with torch.autocast(A.device.type, enabled=False):
+            inner = 2 * (self.weight.float() @ A.T) + B @ (A @ A.T)  # [out, r]
+            return (self.square + (B * inner).sum(1)).clamp(min=TINY).sqrt()
+
+    @torch.no_grad()
+    def merge(self) -> Tensor:  # -> [out, in] in the dtype of W
+        """The weight of the plain layer that does the same: m/n (W + s B A), rounded once."""
+        with torch.autocast(self.weight.device.type, enabled=False):
+            W = self.weight.float() + self.adapter.scale * (self.lora_B @ self.lora_A)
+            if self.lora_magnitude_vector is not None:
+                W *= (self.lora_magnitude_vector / self.norm())[:, None]
+        return W.to(self.weight.dtype)
+
+
+# ---- a whole model -------------------------------------------------------------------------------
+
+
+def attach(
+    model: PreTrainedModel, adapter: Adapter, generator: torch.Generator | None = None
+) -> list[nn.Parameter]:
+    """Put fresh adapters on the targets, in place, and freeze all else: -> what is to be trained.
+
+    A is Kaiming-uniform as in PEFT, U(-1, 1) / sqrt(in), drawn from the generator on its own device
+    so that all devices start alike. The model must be where it stays, in its final dtype: a later
+    `model.to(dtype)` would round the adapters too. ValueError if a target names no linear layer.
+    """
+    trained = wrap(model, chosen(model, adapter.targets), adapter)
+    for layer in layers(model).values():
+        home = generator.device if generator else "cpu"
+        A = torch.empty(layer.lora_A.shape, dtype=torch.float32, device=home)
+        A.uniform_(-1, 1, generator=generator).div_(math.sqrt(layer.in_features))
+        with torch.no_grad():
+            layer.lora_A.copy_(A)
+    return trained
+
+
+def layers(model: PreTrainedModel) -> dict[str, Adapted]:
+    """The adapted layers by name, in the order of the model."""
+    return {name: m for name, m in model.named_modules() if isinstance(m, Adapted)}
+
+
+def linear(model: PreTrainedModel) -> dict[str, nn.Linear]:
+    """Every linear layer by name; a head tied to the embeddings is none, it would change both."""
+    tied = model.get_input_embeddings().weight
+    found = ((name, m) for name, m in model.named_modules() if isinstance(m, nn.Linear))
+    return {name: m for name, m in found if m.weight is not tied}
+
+
+def chosen(model: PreTrainedModel, targets: tuple[str, ...]) -> set[str]:
+    """Names of the linear layers that end with a target, as in PEFT: whole parts of a name."""
+    found, head = linear(model), model.get_output_embeddings()
+    if not targets:
+        return {name for name, layer in found.items() if layer is not head}
+    hits = {t: {name for name in found if f".{name}".endswith(f".{t}")} for t in targets}
+    for target, names in hits.items():
+        if not names:
+            known = ", ".join(sorted({name.rpartition(".")[2] for name in found}))
+            raise ValueError(f"targets: no linear layer is called {target!r}, choose from {known}.")
+    return set().union(*hits.values())
+
+
+def wrap(model: PreTrainedModel, names: set[str], adapter: Adapter) -> list[nn.Parameter]:
+    """Put an Adapted in the place of each named layer: -> the parameters that train."""
+    if layers(model):
+        raise ValueError("This model has adapters already: load the base model again.")
+    model.requires_grad_(False)
+    for name, base in linear(model).items():
+        if name in names:
+            parent, _, child = name.rpartition(".")
+            setattr(model.get_submodule(parent), child, Adapted(base, adapter))
+    # in the order of the model, fresh or loaded: an optimizer knows its parameters by number
+    return [p for p in model.parameters() if p.requires_grad]
+
+
+@contextmanager
+def disabled(model: PreTrainedModel) -> Iterator[None]:
+    """Inside, the model is its base, bit for bit: the reference needs no second copy."""
+    found = in_use(model)
+    if not found:
+        raise ValueError("This model has no adapters that could be off: its reference is a copy.")
+    try:
+        for layer in found:
+            layer.on = False
+        yield
+    finally:
+        for layer in found:
+            layer.on = True
+
+
+@contextmanager
+def merged(model: PreTrainedModel) -> Iterator[None]:
+    """Inside, plain layers with merged weights: for decoding, where the adapters would cost most.
+
+    The originals are set aside and put back, never computed back: W + d - d drifts in bf16. Inside
+    they take their memory once more. A model without adapters stays as it is. No training inside.
+    """
+    found = in_use(model)
+    kept = [layer.weight for layer in found]
+    try:
+        for layer in found:
+            layer.weight = nn.Parameter(layer.merge(), requires_grad=False)
+            layer.on = False
+        yield
+    finally:
+        for layer, weight in zip(found, kept, strict=True):
+            layer.weight, layer.on = weight, True
+
+
+def in_use(model: PreTrainedModel) -> list[Adapted]:
+    """The adapted layers, all of them in use: `disabled` in `merged` would find no base there."""
+    found = list(layers(model).values())
+    if not all(layer.on for layer in found):
+        raise ValueError("disabled() and merged() do not go into one another: leave one first.")
+    return found
+
+
+# ---- files ---------------------------------------------------------------------------------------
+
+CONFIG, WEIGHTS = "adapter_config.json", "adapter_model.safetensors"
+PREFIX = "base_model.model."  # PEFT's wrapper around the model
+FIELDS = {  # PEFT's names of ours
+    "r": "rank",
+    "lora_alpha": "alpha",
+    "lora_dropout": "dropout",
+    "use_dora": "dora",
+    "use_rslora": "rslora",
+}
+# settings that change no number of a finished adapter; which layers it has its tensors tell
+NEUTRAL = set(
+    "target_modules exclude_modules layers_to_transform layers_pattern base_model_name_or_path "
+    "task_type revision auto_mapping inference_mode megatron_core qalora_group_size "
+    "peft_version".split()
+)
+# what others may be; the rest, later inventions included, must be switched off
+KNOWN = {
+    "peft_type": ("LORA",),
+    "bias": ("none",),
+    "init_lora_weights": (True, False, "gaussian"),  # others change the base as well
+}
+OFF = (None, False, 0, "", [], {})
+
+
+def save(model: PreTrainedModel, folder: str | Path) -> None:
+    """Write the adapters alone, as PEFT does: adapter_model.safetensors and adapter_config.json."""
+    found = layers(model)
+    if not found:
+        raise ValueError("This model has no adapters to save.")
+    Path(folder).mkdir(parents=True, exist_ok=True)
+    tensors = {k: p.detach().cpu().contiguous() for k, p in stored(model).items()}
+    save_file(tensors, Path(folder, WEIGHTS), metadata={"format": "pt"})
+    adapter = next(iter(found.values())).adapter
+    Path(folder, CONFIG).write_bytes(adapter.file or described(model, adapter))
+
+
+def described(model: PreTrainedModel, adapter: Adapter) -> bytes:
+    """adapter_config.json of a fresh adapter."""
+    config = {theirs: getattr(adapter, ours) for theirs, ours in FIELDS.items()}
+    config |= {"peft_type": "LORA", "task_type": "CAUSAL_LM", "bias": "none"}
+    config |= {"base_model_name_or_path": model.name_or_path or None, "inference_mode": True}
+    names = adapter.targets or {name.rpartition(".")[2] for name in layers(model)}
+    config["target_modules"] = sorted(names)
+    return json.dumps(config, indent=2, sort_keys=True).encode()
+
+
+def load(model: PreTrainedModel, folder: str | Path) -> list[nn.Parameter]:
+    """Attach the adapters of a folder that `save` or PEFT wrote: -> what is to be trained.
+
+    They become float32. ValueError if a file is missing or broken, if they belong to another model
+    (which then is no use any more), or are a kind of adapter that is not here.
+    """
+    for name in (CONFIG, WEIGHTS):
+        if not Path(folder, name).is_file():
+            raise ValueError(f"{folder} holds no adapter: {name} is not there.")
+    adapter = read_config(Path(folder, CONFIG))
+    try:
+        tensors = load_file(Path(folder, WEIGHTS))
+    except SafetensorError as error:
+        raise ValueError(f"{folder}/{WEIGHTS} is broken: {error}") from None
+    trained = wrap(model, {k.removeprefix(PREFIX).partition(".lora_")[0] for k in tensors}, adapter)
+    own = stored(model)
+    for k in sorted(own.keys() | tensors.keys()):
+        given, wanted = (tuple(x[k].shape) if k in x else "missing" for x in (tensors, own))
+        if given != wanted:
+            raise ValueError(
+                f"{folder} does not fit this model and its own {CONFIG}: the shape of {k} is "
+                f"{given} there and {wanted} here."
+            )
+    with torch.no_grad():
+        for k, p in own.items():
+            p.copy_(tensors[k])
+    return trained
+
+
+def stored(model: PreTrainedModel) -> dict[str, nn.Parameter]:
+    """The adapters' parameters under PEFT's names; magnitudes go without `.weight`."""
+    return {
+        f"{PREFIX}{name}.{part}" + (".weight" if part != "lora_magnitude_vector" else ""): p
+        for name, layer in layers(model).items()
+        for part, p in layer.named_parameters()
+        if part.startswith("lora_")
+    }
+
+
+def read_config(file: Path) -> Adapter:
+    """PEFT's adapter_config.json, if it asks for nothing that is not here."""
+    content = file.read_bytes()
+    try:
+        config = {"peft_type": None, "r": 8, "lora_alpha": 8} | json.loads(content)  # its defaults
+        ours = {FIELDS[k]: v for k, v in config.items() if k in FIELDS}
+        adapter = Adapter(**ours, file=content)
+    except (TypeError, ValueError) as error:
+        raise ValueError(f"{file} does not describe an adapter: {error}") from None
+    others = {k: v for k, v in config.items() if k not in FIELDS and k not in NEUTRAL}
+    refused = [f"{k} {v!r}" for k, v in others.items() if v not in KNOWN.get(k, OFF)]
+    if refused:
+        raise ValueError(
+            f"{file} asks for {', '.join(refused)}: only plain LoRA and DoRA of linear layers are "
+            "here, merge such an adapter into its base with PEFT and load the result."
+        )
+    return adapter
+
+
+def save_merged(model: PreTrainedModel, folder: str | Path) -> None:
+    """Write a full checkpoint with merged weights, in the base's dtype, for programs without DoRA.
+
+    The model itself is left with its adapters.
+    """
+    with merged(model):
+        plain = {k: v for k, v in model.state_dict().items() if ".lora_" not in k}
+        model.save_pretrained(folder, state_dict=plain)
