@@ -49,6 +49,7 @@ def prove(tmp_path, monkeypatch):
     monkeypatch.setattr(build, "UPDATES", tmp_path)
     monkeypatch.setattr(build, "HARD", tmp_path / "hard")
     monkeypatch.setattr(verify, "RECORD", tmp_path / "verified.jsonl")
+    monkeypatch.setattr(verify, "EXACT", tmp_path / "verified_exact.jsonl")
 
     def call(old, new, *options, old_version="old", new_version="new", kind=""):
         update = {"id": "toy", "old_version": old_version, "new_version": new_version}
@@ -56,7 +57,7 @@ def prove(tmp_path, monkeypatch):
         update["usages"] = [{"old": old, "new": new}]
         updates = json.dumps([update])  # JSON is YAML as well
         (tmp_path / "python.yaml").write_text(f"library: python\nupdates: {updates}")
-        return verify.main(list(options)), verify.read().get("toy-0")
+        return verify.main(list(options)), verify.read(verify.RECORD).get("toy-0")
 
     return call
 
@@ -285,9 +286,9 @@ def test_records_of_rows_that_are_gone_go_and_others_stay(prove):
     """Prevents: the record proves rows that nobody has, or --library forgets the others."""
     _, record = prove(OLD, NEW)
     other = record | {"id": "other-0", "dependency": "other"}
-    verify.write({"toy-7": record | {"id": "toy-7"}, "other-0": other})
+    verify.write(verify.RECORD, {"toy-7": record | {"id": "toy-7"}, "other-0": other})
     prove(OLD, NEW)
-    assert list(verify.read()) == ["other-0", "toy-0"]
+    assert list(verify.read(verify.RECORD)) == ["other-0", "toy-0"]
     assert verify.RECORD.read_bytes().endswith(b"}\n")
 
 
@@ -299,7 +300,10 @@ def test_the_files_of_one_library_are_proved_together(prove, programs, tmp_path)
     (tmp_path / "hard" / "python-several.yaml").write_text(other)
     assert list(build.sources()) == ["python"]
     prove(OLD, NEW, "--library", "python")
-    assert programs == [NEW, OLD, OLD] * 2 and list(verify.read()) == ["hard-0", "toy-0"]
+    assert programs == [NEW, OLD, OLD] * 2 and list(verify.read(verify.RECORD)) == [
+        "hard-0",
+        "toy-0",
+    ]
 
 
 def test_an_interrupt_leaves_a_whole_record_and_no_litter(prove, programs, tmp_path, monkeypatch):
