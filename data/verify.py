@@ -87,15 +87,13 @@ def rows(path: Path, exact: str = "") -> Iterator[Row]:
     """
     source = yaml.safe_load(path.read_text(encoding="utf-8"))
     of_update = {update["id"]: update for update in source["updates"]}
+    seen: set[str] = set()
     for row in build.rows(path):
-        name = row["id"].rpartition("-")[0]
-        if exact:
-            update = of_update.pop(name, {})
-            if update.get("run_version", update.get("new_version")) == update.get("new_version"):
-                continue
-        else:
-            update = of_update[name]
-        yield Row(*[row[field] for field in Row._fields[:4]], *releases(source, update, exact))
+        update = of_update[row["id"].rpartition("-")[0]]
+        later = update.get("run_version", update["new_version"]) != update["new_version"]
+        if not exact or later and update["id"] not in seen:
+            yield Row(*[row[field] for field in Row._fields[:4]], *releases(source, update, exact))
+        seen.add(update["id"])
 
 
 def releases(source: dict, update: dict, exact: str = "") -> tuple[Release, Release]:
@@ -443,9 +441,9 @@ async def prove_all(args: argparse.Namespace, scratch: Path) -> list[dict[str, s
         [row for file in files[name] for row in rows(file, args.exact)] for name in args.library
     ]
     names = {row.id for library in found for row in library}
-    libraries = {row.dependency for library in found for row in library}
-    for name in [n for n, r in records.items() if r["dependency"] in libraries and n not in names]:
-        del records[name]
+    for name in set(records) - names:
+        if records[name]["dependency"].lower() in args.library:
+            del records[name]
     todo = [
         [r for r in library if args.again or not stands(r, records.get(r.id, {}), args.exact)]
         for library in found

@@ -51,8 +51,8 @@ def prove(tmp_path, monkeypatch):
     monkeypatch.setattr(verify, "RECORD", tmp_path / "verified.jsonl")
     monkeypatch.setattr(verify, "EXACT", tmp_path / "verified_exact.jsonl")
 
-    def call(old, new, *options, old_version="old", new_version="new", kind=""):
-        update = {"id": "toy", "old_version": old_version, "new_version": new_version}
+    def call(old, new, *options, old_version="old", new_version="new", kind="", **more):
+        update = {"id": "toy", "old_version": old_version, "new_version": new_version, **more}
         update |= {"kind": kind, "description": "", "notes": ["no import of warnings"]}
         update["usages"] = [{"old": old, "new": new}]
         updates = json.dumps([update])  # JSON is YAML as well
@@ -221,6 +221,16 @@ def test_the_fields_of_an_update_choose_the_releases():
     assert verify.releases({"library": "python"}, update) == (("Python 1",), ("Python 2.5",))
 
 
+def test_an_exact_release_is_the_new_version_under_a_python_that_has_it():
+    """Prevents: --exact proves run_version again, or an old one with packages too new for it."""
+    update = {"old_version": "1", "new_version": "2", "run_version": "2.5", "old_requires": ["c"]}
+    source = {"library": "toy", "python": "3.9", "requires": ["a"]}
+    old, new = verify.releases(source, update, verify.OWN)
+    assert old == ("Python 3.9", "toy==1", "c") and new == ("Python 3.9", "toy==2", "a")
+    old, new = verify.releases(source, update, "3.7")
+    assert old == ("Python 3.9", "toy==1", "c") and new == ("Python 3.7", "toy==2", "c")
+
+
 @pytest.mark.parametrize(
     ("complaint", "reason"),
     [
@@ -304,6 +314,22 @@ def test_the_files_of_one_library_are_proved_together(prove, programs, tmp_path)
         "hard-0",
         "toy-0",
     ]
+
+
+def test_exact_proves_one_row_in_new_version_and_keeps_what_is_proved(prove, programs):
+    """Prevents: an update is run in the wrong release, or anew for each Python; or --exact writes
+    over the record of the rows."""
+    prove(OLD, NEW, run_version="later")
+    whole = verify.RECORD.read_bytes()
+    prove(OLD, "print(4)", "--exact", run_version="later")
+    [failed] = verify.read(verify.EXACT).values()
+    assert failed["new_release"] == "Python new" and failed["old_on_old"] == "differs"
+    assert prove(OLD, NEW, "--exact", "3.7", run_version="later")[0] == 0
+    assert prove(OLD, NEW, "--exact", "3.8", run_version="later")[0] == 0
+    assert programs == [NEW, OLD, OLD, "print(4)", OLD, OLD, NEW, OLD, OLD]
+    assert verify.RECORD.read_bytes() == whole
+    prove(OLD, NEW, "--exact", run_version="new")  # its row is proved there anyway
+    assert verify.read(verify.EXACT) == {}
 
 
 def test_an_interrupt_leaves_a_whole_record_and_no_litter(prove, programs, tmp_path, monkeypatch):
