@@ -200,6 +200,19 @@ def build() -> str:
     return "".join(json.dumps(row, ensure_ascii=False) + "\n" for _, row in ordered)
 
 
+def counts(found: list[dict[str, str]]) -> str:
+    """Markdown: the number of updates and rows of each split, library and kind."""
+    lines, updates = [], {row["id"].rpartition("-")[0] for row in found}
+    for field in ("split", "dependency", "kind"):
+        lines += ["", f"| {field} | updates | rows |", "|---|---|---|"]
+        for name in sorted({row[field] for row in found}):
+            of = [row["id"].rpartition("-")[0] for row in found if row[field] == name]
+            label = f"{name} (held out)" if name in TEST else name
+            lines.append(f"| {label} | {len(set(of))} | {len(of)} |")
+        lines.append(f"| all | {len(updates)} | {len(found)} |")
+    return "\n".join(lines[1:])
+
+
 def main() -> int:
     try:
         text = build()
@@ -207,16 +220,8 @@ def main() -> int:
         print(error, file=sys.stderr)
         return 2
     DEFAULT.write_text(text, encoding="utf-8", newline="\n")
-    found = [json.loads(line) for line in text.split("\n")[:-1]]
-    updates = {row["id"].rpartition("-")[0]: row for row in found}
-    for field in ("split", "kind", "dependency"):
-        counts = collections.Counter(row[field] for row in found)
-        distinct = collections.Counter(row[field] for row in updates.values())
-        for name in sorted(counts):
-            print(f"{field:12} {name:20} {counts[name]:5} rows {distinct[name]:4} updates")
-    print(
-        f"{len(found)} rows of {len(updates)} updates, {len(text.encode())} bytes: {DEFAULT.name}"
-    )
+    print(counts([json.loads(line) for line in text.split("\n")[:-1]]))
+    print(f"\n{DEFAULT.name}: {len(text.encode())} bytes", file=sys.stderr)
     return 0
 
 

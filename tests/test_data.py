@@ -320,6 +320,12 @@ def test_committed_file_is_what_the_builder_builds():
     assert data.DEFAULT.read_bytes() == build.build().encode()
 
 
+def test_the_counts_of_the_page_are_those_of_the_file():
+    """Prevents: rows come and go, and data/README.md tells of the former ones."""
+    found = [json.loads(line) for line in data.DEFAULT.read_text(encoding="utf-8").split("\n")[:-1]]
+    assert build.counts(found) in (data.HERE / "README.md").read_text(encoding="utf-8")
+
+
 def test_size_of_the_first_edition(rows):
     """Prevents: a slip in the builder drops libraries. 400 pairs, 60 updates, 12 libraries."""
     assert len(rows) >= 400 and len({e.dependency for e in rows}) >= 12
