@@ -3,7 +3,8 @@
     pip install pyyaml tqdm uv
     python -m data.verify                      proves the rows that are new, changed or not proved
     python -m data.verify --library httpx      the same for one library
-    python -m data.verify --exact [3.9]        proves one row of an update in `new_version` itself
+    python -m data.verify --exact              proves one row of an update in `new_version` itself
+    python -m data.verify --exact 3.9 "six<2"  the same under another Python, beside other packages
 
 Three runs a row: (1) the new code in the new release runs, prints and gives no deprecation warning;
 (2) the old code in the new release fails, warns of a deprecation or prints something else; (3) the
@@ -41,7 +42,6 @@ from data import HERE, build
 
 RECORD = HERE / "verified.jsonl"
 EXACT = HERE / "verified_exact.jsonl"  # of --exact
-OWN = "own"  # the value of --exact that stands for the Python that an update's file names
 LIMIT = 120  # seconds for a program; a first import on a busy machine takes long
 PATIENCE = 900  # seconds for an installation
 MISSING = "not installed"
@@ -80,7 +80,7 @@ def digest(*texts: str) -> str:
     return hashlib.sha256("\0".join(texts).encode()).hexdigest()[:12]
 
 
-def rows(path: Path, exact: str = "") -> Iterator[Row]:
+def rows(path: Path, exact: list[str] | None = None) -> Iterator[Row]:
     """The rows of one file with the releases that prove them.
 
     With `exact`, one row of each update that is otherwise proved in a later release than its own.
@@ -91,27 +91,28 @@ def rows(path: Path, exact: str = "") -> Iterator[Row]:
     for row in build.rows(path):
         update = of_update[row["id"].rpartition("-")[0]]
         later = update.get("run_version", update["new_version"]) != update["new_version"]
-        if not exact or later and update["id"] not in seen:
+        if exact is None or later and update["id"] not in seen:
             yield Row(*[row[field] for field in Row._fields[:4]], *releases(source, update, exact))
         seen.add(update["id"])
 
 
-def releases(source: dict, update: dict, exact: str = "") -> tuple[Release, Release]:
+def releases(source: dict, update: dict, exact: list[str] | None = None) -> tuple[Release, Release]:
     """The old and the new release; what an update requires adds to what its file requires.
 
-    `exact`, a Python or OWN, asks for `new_version` itself; another Python than the update's own
-    takes what the old release requires.
+    With `exact` the new one is `new_version` itself. Where the list has a Python, and packages to
+    put beside it, these and what the old release requires stand for what the new one requires.
     """
-    library, old = source["library"], update["old_version"]
-    new = update["new_version"] if exact else update.get("run_version", update["new_version"])
+    library, old, new = source["library"], update["old_version"], update["new_version"]
+    if exact is None:
+        new = update.get("run_version", new)
     if library == "python":
         return (f"Python {old}",), (f"Python {new}",)
     python = update.get("python", source.get("python", "3.11"))
     requires = source.get("requires", []) + update.get("requires", [])
     old_requires = source.get("old_requires", []) + update.get("old_requires", []) or requires
     old_release = f"Python {update.get('old_python', python)}", f"{library}=={old}", *old_requires
-    if exact not in ("", OWN, python):
-        python, requires = exact, old_requires
+    if exact:
+        python, requires = exact[0], [*old_requires, *exact[1:]]
     return old_release, (f"Python {python}", f"{library}=={new}", *requires)
 
 
@@ -406,8 +407,8 @@ def arguments(argv: list[str] | None) -> argparse.Namespace:
     add("--keep", action="store_true", help="keep the environments in --envs for another time")
     add("--jobs", type=int, default=2, help="libraries at a time")
     add("--again", action="store_true", help="prove also what is proved")
-    text = "prove one row of each update in new_version itself, under this Python or the usual one"
-    add("--exact", nargs="?", const=OWN, default="", metavar="PYTHON", help=text)
+    text = "prove one row of each update in new_version itself, if need be under this Python"
+    add("--exact", nargs="*", metavar=("PYTHON", "PACKAGE"), help=text)
     args = parser.parse_args(argv)
     if not hasattr(os, "fork"):
         parser.error("this needs os.fork: run it on Linux or macOS")
@@ -420,12 +421,12 @@ def arguments(argv: list[str] | None) -> argparse.Namespace:
     return args
 
 
-def stands(row: Row, record: dict[str, str], exact: str) -> bool:
+def stands(row: Row, record: dict[str, str], exact: list[str] | None) -> bool:
     """Whether a record is about this very row and needs no other try.
 
     With `exact`, whatever another Python has proved of this release stands.
     """
-    if not exact:
+    if exact is None:
         return fingerprint(row).items() <= record.items() and state(record) != STATES[3]
     proved = record and state(record) in STATES[:2]
     same = proved and record["code"] == fingerprint(row)["code"]
@@ -434,7 +435,7 @@ def stands(row: Row, record: dict[str, str], exact: str) -> bool:
 
 async def prove_all(args: argparse.Namespace, scratch: Path) -> list[dict[str, str]]:
     """Prove the libraries asked for, the largest first, and return their records."""
-    path = EXACT if args.exact else RECORD
+    path = RECORD if args.exact is None else EXACT
     records, gate = read(path), asyncio.Semaphore(args.jobs)
     files = build.sources()
     found = [

@@ -225,10 +225,10 @@ def test_an_exact_release_is_the_new_version_under_a_python_that_has_it():
     """Prevents: --exact proves run_version again, or an old one with packages too new for it."""
     update = {"old_version": "1", "new_version": "2", "run_version": "2.5", "old_requires": ["c"]}
     source = {"library": "toy", "python": "3.9", "requires": ["a"]}
-    old, new = verify.releases(source, update, verify.OWN)
+    old, new = verify.releases(source, update, [])
     assert old == ("Python 3.9", "toy==1", "c") and new == ("Python 3.9", "toy==2", "a")
-    old, new = verify.releases(source, update, "3.7")
-    assert old == ("Python 3.9", "toy==1", "c") and new == ("Python 3.7", "toy==2", "c")
+    old, new = verify.releases(source, update, ["3.7", "d<4"])
+    assert old == ("Python 3.9", "toy==1", "c") and new == ("Python 3.7", "toy==2", "c", "d<4")
 
 
 @pytest.mark.parametrize(
