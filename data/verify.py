@@ -35,7 +35,6 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import NamedTuple
 
-import yaml
 from tqdm import tqdm
 
 from data import HERE, build
@@ -85,7 +84,7 @@ def rows(path: Path, exact: list[str] | None = None) -> Iterator[Row]:
 
     With `exact`, one row of each update that is otherwise proved in a later release than its own.
     """
-    source = yaml.safe_load(path.read_text(encoding="utf-8"))
+    source = build.read(path)
     of_update = {update["id"]: update for update in source["updates"]}
     seen: set[str] = set()
     for row in build.rows(path):

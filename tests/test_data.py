@@ -170,8 +170,14 @@ def built(tmp_path, monkeypatch):
         monkeypatch.setattr(build, name.upper(), folder)
 
     def call(*updates, folder="updates", library="toy"):
-        toy = {"id": "toy", "kind": "", "old_version": "1", "new_version": "2", "notes": ["a, b"]}
-        toy |= {"description": "", "usages": [{"old": "print(a)", "new": "print(b)"}]}
+        toy = {
+            "id": "toy",
+            "kind": "any",
+            "old_version": "1",
+            "new_version": "2",
+            "notes": ["a, b"],
+        }
+        toy |= {"description": "any", "usages": [{"old": "print(a)", "new": "print(b)"}]}
         text = json.dumps([toy | update for update in updates])  # JSON is YAML as well
         (folders[folder] / f"{library}.yaml").write_text(f"library: {library}\nupdates: {text}")
         return [json.loads(line) for line in build.build().splitlines()]
@@ -255,6 +261,19 @@ def test_an_import_goes_only_where_the_note_says_so(built, note, sentence):
     kept = usage("import old\nold.f()", "import old\nimport new\nnew.f()") | {"notes": [note]}
     names = usage("import old\nold.f()", "from old import g\ng()") | {"notes": [note]}
     assert len(built(kept)) == len(built(names)) == 1
+
+
+def test_a_file_that_lacks_something_is_named(built, tmp_path):
+    """Prevents: a forgotten field or quote ends in a traceback from inside the builder."""
+    with pytest.raises(ValueError, match=r"updates/toy\.yaml, toy: give it the field 'notes'"):
+        built({"notes": []})
+    path = tmp_path / "updates" / "toy.yaml"
+    path.write_text("library: toy\nupdates:\n- id: 'toy")
+    with pytest.raises(ValueError, match=r"updates/toy\.yaml is not YAML: while scanning a quoted"):
+        build.build()
+    path.write_text("updates: []")
+    with pytest.raises(ValueError, match=r"updates/toy\.yaml: no line 'library: NAME'"):
+        build.build()
 
 
 def test_code_that_does_not_parse_is_refused(built):

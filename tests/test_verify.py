@@ -51,9 +51,9 @@ def prove(tmp_path, monkeypatch):
     monkeypatch.setattr(verify, "RECORD", tmp_path / "verified.jsonl")
     monkeypatch.setattr(verify, "EXACT", tmp_path / "verified_exact.jsonl")
 
-    def call(old, new, *options, old_version="old", new_version="new", kind="", **more):
+    def call(old, new, *options, old_version="old", new_version="new", kind="any", **more):
         update = {"id": "toy", "old_version": old_version, "new_version": new_version, **more}
-        update |= {"kind": kind, "description": "", "notes": ["no import of warnings"]}
+        update |= {"kind": kind, "description": "any", "notes": ["no import of warnings"]}
         update["usages"] = [{"old": old, "new": new}]
         updates = json.dumps([update])  # JSON is YAML as well
         (tmp_path / "python.yaml").write_text(f"library: python\nupdates: {updates}")
