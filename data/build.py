@@ -26,6 +26,7 @@ HARD = HERE / "hard"  # the files of the split test_hard, any number for a libra
 # Whole libraries that training never sees.
 TEST = {"bokeh", "gensim", "jax", "seaborn", "statsmodels", "xarray"}
 ROWS = 4  # of a training update at most: other updates teach more than more of the same
+FIELDS = "id", "kind", "old_version", "new_version", "description", "notes", "usages"
 UNCHANGED = "note does not apply"  # the kind of a row whose right answer is its old code
 
 
@@ -33,11 +34,30 @@ def sources() -> dict[str, list[Path]]:
     """The YAML files of each library, by its name in small letters."""
     found = collections.defaultdict(list)
     for path in sorted(UPDATES.glob("*.yaml")) + sorted(HARD.glob("*.yaml")):
-        named = re.search(r"(?m)^library: *[\"']?([\w.-]+)", path.read_text(encoding="utf-8"))
-        if not named:
-            raise ValueError(f"{path.name}: no line 'library: NAME' says which library it is about")
-        found[named[1].lower()].append(path)
+        says = re.search(r"(?m)^library: *[\"']?([\w.-]+)", path.read_text(encoding="utf-8"))
+        if not says:
+            raise ValueError(
+                f"{named(path)}: no line 'library: NAME' says which library it is about"
+            )
+        found[says[1].lower()].append(path)
     return dict(sorted(found.items()))
+
+
+def named(path: Path) -> str:
+    return f"{path.parent.name}/{path.name}"
+
+
+def read(path: Path) -> dict:
+    """One file as it stands; ValueError says where it is no YAML or lacks a field."""
+    try:
+        source = yaml.safe_load(path.read_text(encoding="utf-8"))
+    except yaml.YAMLError as error:
+        raise ValueError(f"{named(path)} is not YAML: {' '.join(str(error).split())}") from None
+    for update in source["updates"]:
+        for field in FIELDS:
+            if not update.get(field):
+                raise ValueError(f"{named(path)}, {update.get('id')}: give it the field '{field}'")
+    return source
 
 
 def usages(update: dict, most: int | None = None) -> list[tuple[int, str, str]]:
@@ -61,16 +81,12 @@ def swapped(code: str, words: dict[str, str]) -> str:
     return re.sub(pattern, lambda match: words[match[0]], code)
 
 
-def named(path: Path) -> str:
-    return f"{path.parent.name}/{path.name}"
-
-
 def rows(path: Path) -> Iterator[dict[str, str]]:
     """The rows of one file; the wordings of a note take turns.
 
     ValueError names file and row of the first fault.
     """
-    source = yaml.safe_load(path.read_text(encoding="utf-8"))
+    source = read(path)
     library = source["library"]
     for update in source["updates"]:
         split = "test" if library in TEST else update.get("split", "train")
@@ -200,6 +216,19 @@ def build() -> str:
     return "".join(json.dumps(row, ensure_ascii=False) + "\n" for _, row in ordered)
 
 
+def counts(found: list[dict[str, str]]) -> str:
+    """Markdown: the number of updates and rows of each split, library and kind."""
+    lines, updates = [], {row["id"].rpartition("-")[0] for row in found}
+    for field in ("split", "dependency", "kind"):
+        lines += ["", f"| {field} | updates | rows |", "|---|---|---|"]
+        for name in sorted({row[field] for row in found}):
+            of = [row["id"].rpartition("-")[0] for row in found if row[field] == name]
+            label = f"{name} (held out)" if name in TEST else name
+            lines.append(f"| {label} | {len(set(of))} | {len(of)} |")
+        lines.append(f"| all | {len(updates)} | {len(found)} |")
+    return "\n".join(lines[1:])
+
+
 def main() -> int:
     try:
         text = build()
@@ -207,16 +236,8 @@ def main() -> int:
         print(error, file=sys.stderr)
         return 2
     DEFAULT.write_text(text, encoding="utf-8", newline="\n")
-    found = [json.loads(line) for line in text.split("\n")[:-1]]
-    updates = {row["id"].rpartition("-")[0]: row for row in found}
-    for field in ("split", "kind", "dependency"):
-        counts = collections.Counter(row[field] for row in found)
-        distinct = collections.Counter(row[field] for row in updates.values())
-        for name in sorted(counts):
-            print(f"{field:12} {name:20} {counts[name]:5} rows {distinct[name]:4} updates")
-    print(
-        f"{len(found)} rows of {len(updates)} updates, {len(text.encode())} bytes: {DEFAULT.name}"
-    )
+    print(counts([json.loads(line) for line in text.split("\n")[:-1]]))
+    print(f"\n{DEFAULT.name}: {len(text.encode())} bytes", file=sys.stderr)
     return 0
 
 
