@@ -88,6 +88,13 @@ def test_renaming_is_consistent_and_keeps_the_language():
             "Replace `f()` by `g()`. Replace `f()` by `g()`.",
         ),
         ("import a\na.f", "import a\nimport b\na.f", "Add b.", "Replace `a.f` by `import b\na.f`."),
+        # a patch that would begin inside the last one is one with it
+        (
+            "f(\n    [a]\n)\n",
+            "f([[a]])\n",
+            "Pass a list.",
+            "Replace `f(\n    [a]\n)\n` by `f([[a]])\n`.",
+        ),
     ],
 )
 def test_thoughts_rewrite_lines(old, new, note, words):
