@@ -10,6 +10,7 @@ import torch
 
 import data
 import recode
+from data.policy import edits
 from data.policy.edits import Code, borrow, renames
 from data.policy.make import LAZY, batches, drills, encode, lazy, main, make_model
 from data.policy.notes import tell, tell_gone
@@ -87,6 +88,13 @@ def test_renaming_is_consistent_and_keeps_the_language():
             "Replace `f()` by `g()`. Replace `f()` by `g()`.",
         ),
         ("import a\na.f", "import a\nimport b\na.f", "Add b.", "Replace `a.f` by `import b\na.f`."),
+        # a patch that would begin inside the last one is one with it
+        (
+            "f(\n    [a]\n)\n",
+            "f([[a]])\n",
+            "Pass a list.",
+            "Replace `f(\n    [a]\n)\n` by `f([[a]])\n`.",
+        ),
     ],
 )
 def test_thoughts_rewrite_lines(old, new, note, words):
@@ -120,6 +128,53 @@ def test_borrowed_notes_speak_of_their_new_program(train_rows):
         assert old in quoted and fresh in quoted, (note, old, fresh)
         told += 1
     assert told > 200
+
+
+@pytest.mark.parametrize(
+    ("change", "source", "results"),  # N stands for a new name, M for a module, V for a value
+    [
+        (edits.rename, "np.product(a)", ["np.N(a)"]),
+        (edits.move, "m.linear.norm(a)", ["m.norm(a)", "m.linear.N.N(a)", "m.N.N.norm(a)"]),
+        (edits.change_module, "import old", ["import N", "import old.N"]),
+        (
+            edits.change_module,
+            "from m.old import a, b as c",
+            [
+                "from m.old import a\nfrom M import b as c",
+                "from M import b as c\nfrom m.old import a",
+                "from m.old import b as c\nfrom M import a",
+                "from M import a\nfrom m.old import b as c",
+                "from m import a\nfrom m.old import b as c",  # up, not only elsewhere
+            ],
+        ),
+        (edits.change_keyword, "run(a, axis=0)", ["run(a, N=0)", "run(a)", "run(a, axis=V)"]),
+        (edits.change_keyword, "run(axis=0, *a)", ["run(N=0, *a)", "run(*a)", "run(axis=V, *a)"]),
+        (edits.change_argument, "run(a, b)", ["run(N=a, N=b)", "run(a, N=b)", "run(a, b, N=V)"]),
+        (edits.change_argument, "run()", ["run(N=V)"]),
+        (edits.change_attribute, "show(a.size)", ["show(a.size())"]),
+        (edits.change_attribute, "show(a.size())", ["show(a.size)"]),
+        (
+            edits.change_form,
+            "run(a, b)",
+            [
+                *("run(a, b).N", "run(a, b).N()", "run.N(a, b)", "run(a, b)[0]", "run(a, b)[N]"),
+                *("list(run(a, b))", "run([a, b])", "run((a, b))", "run(a, N=b)", "N.N(run(a, b))"),
+                *("N.N(a, b)", "N(N(a), b)", "N(a, b).N()", "N(b, a)", "a.N(b)"),
+            ],
+        ),
+    ],
+)
+def test_each_kind_edits_as_it_says(change, source, results):
+    """Prevents: an update that does something else than its kind, or never one of its forms."""
+    grammar, seen = Grammar(random.Random(0), ["alpha", "beta", "gamma", "delta"]), set()
+    made = [change(Code(source + "\n"), grammar) for _ in range(600)]
+    signs = {"N": r"\w+", "M": r"[\w.]+", "V": r"[\w.\"/: -]+"}
+    patterns = [re.sub("[NMV]", lambda m: signs[m[0]], re.escape(text)) for text in results]
+    for new, note in filter(None, made):
+        fits = [pattern for pattern in patterns if re.fullmatch(pattern + "\n", new)]
+        assert fits and note, new
+        seen.update(fits)
+    assert seen == set(patterns)
 
 
 @pytest.mark.parametrize(

@@ -8,10 +8,10 @@ draws one of these kinds, the kinds that the data set has:
     borrow            the same, told in the words of a real note of the training split
     move              np.norm(a)       -> np.linalg.norm(a), and back
     change_module     import old       -> import new
-    change_keyword    f(a, axis=0)     -> f(a, dim=0), f(a), f(a, axis=None)
-    change_argument   f(a)             -> f(a, depth=3), f(value=a)
+    change_keyword    run(a, axis=0)   -> run(a, dim=0), run(a), run(a, axis=None)
+    change_argument   run(a)           -> run(a, depth=3), run(value=a)
     change_attribute  data.size        -> data.size(), and back
-    change_form       f(a, b)          -> a.f(b), f([a, b]), f(a, b).run(), ...
+    change_form       run(a, b)        -> a.run(b), run([a, b]), run(a, b).sum(), ...
 
 Each is a function of the program and of a `Grammar`, which draws all that is random (`borrow` takes
 the real notes too). It gives the new source and the note, or None where the program has no place
@@ -298,7 +298,7 @@ def change_keyword(code: Code, grammar: Grammar) -> Edit | None:
 
 
 def without(code: Code, word: ast.keyword) -> str:
-    """The source without a keyword argument and its comma: `f(a, axis=0)` -> `f(a)`."""
+    """The source without a keyword argument and its comma: `run(a, axis=0)` -> `run(a)`."""
     start, end = code.span(word)
     before = code.source[:start].rstrip(" \n")
     if before.endswith(","):
@@ -327,7 +327,7 @@ def calls_without(code: Code, *types: type[ast.AST]) -> list[ast.Call]:
 
 
 def name_arguments(code: Code, grammar: Grammar, call: ast.Call, function: str) -> Edit:
-    """The positional arguments from some place on become keywords: `f(a, b)` -> `f(a, key=b)`."""
+    """The positional arguments from some place on are named: `run(a, b)` -> `run(a, key=b)`."""
     index = grammar.rng.randrange(len(call.args))
     words = [grammar.name() for _ in call.args[index:]]
     edits = [
@@ -348,7 +348,7 @@ def name_arguments(code: Code, grammar: Grammar, call: ast.Call, function: str) 
 def add_argument(
     code: Code, grammar: Grammar, call: ast.Call, function: str, name: str
 ) -> Edit | None:
-    """A keyword argument `name` added at the end: `f(a)` -> `f(a, depth=3)`."""
+    """A keyword argument `name` added at the end: `run(a)` -> `run(a, depth=3)`."""
     rng, (_, end) = grammar.rng, code.span(call)
     kinds = [grammar.string, grammar.number, lambda: rng.choice(["True", "False", "None"])]
     value = rng.choice(kinds)()
@@ -457,7 +457,7 @@ def forms(method: bool, count: int) -> list[str]:
 
 
 def change_form(code: Code, grammar: Grammar) -> Edit | None:
-    """A call written in another form: `f(a, b)` -> `a.f(b)`.
+    """A call written in another form: `run(a, b)` -> `a.run(b)`.
 
     The note shows both forms with the names of the program or, as often, with its own.
     """

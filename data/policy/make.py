@@ -37,6 +37,7 @@ from data.policy.synthetic import Sample, stream, thought
 
 LAZY = "The old code still works."
 VOCABULARY = 2048
+Row = tuple[list[int], int]  # token ids of prompt and answer, length of the prompt
 WORKERS = 2  # processes of one thread each: on 2 cores faster than one of two
 CHAT = (
     "{% for m in messages %}<|im_start|>{{ m['role'] }}\n{{ m['content'] }}<|im_end|>\n{% endfor %}"
@@ -167,9 +168,6 @@ def lazy(sample: Sample, rng: random.Random, share: float) -> Sample:
     if rng.random() >= share:
         return sample
     return replace(sample, new=sample.old, thought=LAZY)
-
-
-Row = tuple[list[int], int]  # token ids of prompt and answer, length of the prompt
 
 
 def encode(samples: list[Sample], tokenizer: PreTrainedTokenizerFast) -> list[Row]:

@@ -14,7 +14,7 @@ import difflib
 import keyword
 import random
 from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 from data import Example
 from data.policy.edits import Rename, renames, update
@@ -51,6 +51,17 @@ class Sample:
 # ---------------------------------------------------------------- thoughts
 
 
+@dataclass
+class Change:
+    """Words old[old_begin:old_end] become new[new_begin:new_end], both to the end of the line."""
+
+    old_begin: int
+    old_end: int
+    new_begin: int
+    new_end: int
+    swap: bool  # it begins with words that others replace, not with words added or dropped
+
+
 def thought(old: str, new: str, note: str) -> str:
     """What changes, line by line: "Replace `product(a) / n` by `prod(a) / n`."
 
@@ -62,24 +73,21 @@ def thought(old: str, new: str, note: str) -> str:
     """
     olds, news = WHOLE.findall(old), WHOLE.findall(new)
     shown = quoted(note) - set(keyword.kwlist)
-    patches = []
+    patches: list[tuple[int, Change]] = []  # (where it begins, what it changes)
     for change in changed_lines(olds, news):
         begin = patch_begin(olds, change, shown)
-        before = "".join(olds[begin : change.old_end])
-        after = "".join(olds[begin : change.old_begin] + news[change.new_begin : change.new_end])
-        patches.append(f"Replace `{before}` by `{after}`.")
-    return " ".join(patches)
+        if patches and begin < patches[-1][1].old_end:  # it would show code that is gone
+            begin, last = patches.pop()
+            change = replace(change, old_begin=last.old_begin, new_begin=last.new_begin)
+        patches.append((begin, change))
+    return " ".join(patch(olds, news, begin, change) for begin, change in patches)
 
 
-@dataclass
-class Change:
-    """Words old[old_begin:old_end] become new[new_begin:new_end], both to the end of the line."""
-
-    old_begin: int
-    old_end: int
-    new_begin: int
-    new_end: int
-    swap: bool  # it begins with words that others replace, not with words added or dropped
+def patch(old: list[str], new: list[str], begin: int, change: Change) -> str:
+    """The patch of `change` in words, from old[begin] on."""
+    before = "".join(old[begin : change.old_end])
+    after = "".join(old[begin : change.old_begin] + new[change.new_begin : change.new_end])
+    return f"Replace `{before}` by `{after}`."
 
 
 def changed_lines(old: list[str], new: list[str]) -> list[Change]:
