@@ -9,13 +9,14 @@ import pytest
 import torch
 
 import data
-import recode
+import evaluate
 from data.policy import edits
 from data.policy.edits import Code, borrow, renames
 from data.policy.make import LAZY, batches, drills, encode, lazy, main, make_model
 from data.policy.notes import tell, tell_gone
 from data.policy.programs import Grammar, Renamer
 from data.policy.synthetic import Sample, stream, thought
+from policy import load
 
 
 @pytest.fixture(scope="module")
@@ -199,7 +200,7 @@ def test_made_up_notes_tell_the_names(tell_it, told, names, wordings):
 def test_primed_heads_look_back():
     """Prevents: a start in which the first layer's head h does not see the token h + 1 back."""
     torch.manual_seed(0)
-    model = make_model(recode.load_policy("", "cpu").tokenizer)
+    model = make_model(load("", "cpu").tokenizer)
     model.set_attn_implementation("eager")
     ids = torch.randint(0, 1000, (1, 60))
     with torch.no_grad():
@@ -232,7 +233,7 @@ def test_lazy_answers_copy():
 
 def test_masks_cover_the_answers_alone(samples):
     """Prevents: the loss counts padding or the prompt, or forgets the end token."""
-    tokenizer = recode.load_policy("", "cpu").tokenizer
+    tokenizer = load("", "cpu").tokenizer
     rows = {tuple(ids): prompt for ids, prompt in encode(samples, tokenizer)}
     ids, mask = next(batches(iter(samples * 8), tokenizer, 3000, 400))
     for row, chosen in zip(ids.tolist(), mask, strict=True):
@@ -243,7 +244,7 @@ def test_masks_cover_the_answers_alone(samples):
 
 def test_drills_obey_their_note():
     """Prevents: drills that teach a wrong answer. Slow twin: str.replace, one sign a token."""
-    tokenizer = recode.load_policy("", "cpu").tokenizer
+    tokenizer = load("", "cpu").tokenizer
 
     def signs(ids):
         return "".join(chr(1000 + i) for i in ids)
@@ -273,9 +274,7 @@ def test_drills_obey_their_note():
 def test_bundled_policy_is_small_and_lazy():
     """Prevents: a policy that has nothing to learn, or that has lost the form of an answer."""
     assert sum(p.stat().st_size for p in data.POLICY.iterdir()) < 10e6
-    policy = recode.load_policy("", "cpu")
-    config = recode.Config(device="cpu", max_new_tokens=320)
     torch.manual_seed(0)
     rows = random.Random(0).sample(data.load(split="test"), 24)
-    grade = recode.grade(recode.greedy(policy, rows, config), rows, "cpu")
-    assert grade["exact"] <= 25 and grade["format"] >= 75
+    means = evaluate.means(evaluate.greedy(load("", "cpu"), rows, 320))
+    assert means["exact"] <= 25 and means["format"] >= 75
