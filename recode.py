@@ -2,8 +2,7 @@
 
     python recode.py --algo grpo          trains the bundled policy on the bundled updates
 
-Left out: (1) evaluation by running the code, (2) adapters and low precision: all weights train in
-float32, (3) several GPUs.
+Left out: several GPUs.
 
 One step is five verbs, and the loop in `train` says just them:
 
@@ -36,7 +35,6 @@ from pathlib import Path
 import torch
 from torch import Tensor
 from tqdm import tqdm
-from transformers import PreTrainedModel
 from transformers.utils import logging as transformers_logging
 
 import checkpoint
@@ -44,13 +42,14 @@ import dapo
 import data
 import evaluate
 import grpo
+import lora
 import machine
 import report
 import reward as rewards
 from checkpoint import State
 from config import Config
 from policy import Policy, load
-from rollout import Rollout, join, token_logp
+from rollout import Rollout, join, packs
 
 # ------------------------------------------------------------------------------------------------
 # The loop
@@ -61,8 +60,9 @@ def train(config: Config, policy: Policy, state: State) -> Iterator[dict]:
     """GRPO or DAPO, one step a turn. Yields the metrics of each step."""
     algo = {"grpo": grpo, "dapo": dapo}[config.algo]
     knobs = {name: getattr(config, name) for name in algo.KNOBS}
-    reference = frozen(config, policy) if knobs.get("beta") else None
+    reference = untrained(config, policy) if knobs.get("beta") else None
     stream = endless(config, state.drawn)
+    state.set_generators()
     while state.step < config.steps and state.idle < config.patience:
         log, batch = report.Log(), Batch(config)
         while batch.missing:  # once; DAPO: until the batch is full of live groups, or max_refills
@@ -75,20 +75,20 @@ def train(config: Config, policy: Policy, state: State) -> Iterator[dict]:
             batch.add(rollout, scores)
             log.sampled(rollout, scores)
         rollout, reward = batch.close()
+        rollout = behaviour(policy, rollout, config)
         # ---- advantage
         adv = algo.advantage(reward, scale=config.scale)[..., None]  # [B, G, 1]
         for groups in shares(len(adv), config.updates):
             part, part_adv = rollout.pick(groups), adv[groups]
             # The weights span the whole optimizer step, so its micro-batches simply add up.
             weight, total = algo.token_weight(part.mask), 0.0  # [b, G, T]
-            for micro in split(len(groups), config.micro_groups):
+            for pack in packs(part, config.pack_tokens):
                 # ---- loss
-                logp = token_logp(policy.model, part, micro, temperature=config.temperature)
-                ref_logp = reference_logp(reference, part, micro, config)
+                logp = policy.logp(part, pack, config.temperature)  # [b, G, T]
+                ref_logp = reference and reference.base_logp(part, pack, config.temperature)
                 loss, info = algo.loss(
-                    logp, part.logp[micro], part_adv[micro], weight[micro],
-                    ref_logp=ref_logp, **knobs,
-                )  # fmt: skip
+                    logp, part.logp[pack], part_adv[pack], weight[pack], ref_logp=ref_logp, **knobs
+                )
                 loss.backward()
                 total += loss.item()
                 log.add(**info)
@@ -103,13 +103,14 @@ def train(config: Config, policy: Policy, state: State) -> Iterator[dict]:
 def finetune(config: Config, policy: Policy, state: State) -> Iterator[dict]:
     """The paper's baseline: cross-entropy on the true answers, the prompt masked."""
     stream = endless(config, state.drawn)
+    state.set_generators()
     while state.step < config.steps:
         log, examples = report.Log(), list(itertools.islice(stream, config.prompts))
         answers = policy.imitate(examples, max_new_tokens=config.max_new_tokens)  # G = 1
         weight, total = dapo.token_weight(answers.mask), 0.0  # [B, 1, T], token mean
-        for micro in split(len(examples), config.micro_rows):
-            logp = token_logp(policy.model, answers, micro)  # [b, 1, T]
-            loss = -(weight[micro] * logp).sum()  # NLL = -logp, so we negate
+        for pack in packs(answers, config.pack_tokens):
+            logp = policy.logp(answers, pack)  # [b, 1, T]
+            loss = -(weight[pack] * logp).sum()  # NLL = -logp, so we negate
             loss.backward()
             total += loss.item()
         log.updated(total, *update(policy, state, config, total))
@@ -126,7 +127,8 @@ def update(policy: Policy, state: State, config: Config, loss: float) -> tuple[f
     rate *= 0.1 + 0.9 * (1 + math.cos(math.pi * done)) / 2
     for group in state.optimizer.param_groups:
         group["lr"] = config.lr * rate
-    norm = torch.nn.utils.clip_grad_norm_(policy.model.parameters(), config.max_grad_norm).item()
+    weights = state.optimizer.param_groups[0]["params"]
+    norm = torch.nn.utils.clip_grad_norm_(weights, config.max_grad_norm).item()
     skip = not (math.isfinite(norm) and math.isfinite(loss))
     if skip:
         state.skipped += 1
@@ -202,24 +204,31 @@ def judge(
     return {**scores, "dead": grpo.dead(by), "keep": algo.keep(by)}
 
 
-def frozen(config: Config, policy: Policy) -> PreTrainedModel:
-    """The untrained model, the reference of the KL."""
-    return load(config.model, policy.model.device).model.eval().requires_grad_(False)
+def untrained(config: Config, policy: Policy) -> Policy:
+    """The reference of the KL: the same model without its adapters, or a copy of the first one."""
+    if policy.adapted:
+        return policy
+    reference = load(config.model, policy.model.device, policy.dtype)
+    reference.model.eval().requires_grad_(False)
+    return reference
 
 
 @torch.no_grad()
-def reference_logp(
-    reference: PreTrainedModel | None, rollout: Rollout, groups: list[int], config: Config
-) -> Tensor | None:
-    """Log-probabilities under the reference model, [b, G, T]; None where there is none."""
-    if reference is None:
-        return None
-    return token_logp(reference, rollout, groups, temperature=config.temperature)
+def behaviour(policy: Policy, rollout: Rollout, config: Config) -> Rollout:
+    """The rollout with the log-probabilities of the policy that sampled it, as training sees them.
 
-
-def split(count: int, size: int) -> list[list[int]]:
-    """The numbers below 5 in twos -> [[0, 1], [2, 3], [4]]"""
-    return [list(range(i, min(i + size, count))) for i in range(0, count, size)]
+    In float32 sampling and training agree to 1e-5. In bf16 the shape of a batch moves a token's
+    probability by some percent, which the ratio would take for a change of the policy: there they
+    are computed anew, in the very passes that training will make.
+    """
+    if policy.dtype == torch.float32:
+        return rollout
+    logp = torch.zeros_like(rollout.logp)
+    for groups in shares(len(rollout.prompts), config.updates):
+        part = rollout.pick(groups)
+        for pack in packs(part, config.pack_tokens):
+            logp[[groups[b] for b in pack]] = policy.logp(part, pack, config.temperature)
+    return replace(rollout, logp=logp)
 
 
 def shares(count: int, parts: int) -> list[list[int]]:
@@ -246,12 +255,17 @@ def start(config: Config) -> tuple[Policy, State]:
         device = "cuda" if torch.cuda.is_available() else "cpu"
     if device == "cuda" and not torch.cuda.is_available():
         raise ValueError("--device cuda: torch sees no GPU on this machine; use --device cpu")
-    policy = load(str(kept) if kept else config.model, device)
-    optimizer = torch.optim.AdamW(
-        policy.model.parameters(), lr=config.lr, weight_decay=config.weight_decay
-    )
+    policy = load(str(kept) if kept else config.model, device, getattr(torch, config.dtype))
     # On the CPU, so that a run of one device can go on on another.
-    state = State(optimizer, torch.Generator().manual_seed(config.seed))
+    generator = torch.Generator().manual_seed(config.seed)
+    if (config.lora or config.dora) and not policy.adapted:
+        rank, dora = config.lora or config.dora, bool(config.dora)
+        policy.adapt(lora.Adapter(rank, config.alpha, dora=dora), generator)
+    if config.checkpointing:
+        policy.checkpoint_activations()
+    weights = [p for p in policy.model.parameters() if p.requires_grad]
+    optimizer = torch.optim.AdamW(weights, lr=config.lr, weight_decay=config.weight_decay)
+    state = State(optimizer, generator)
     if kept:
         checkpoint.restore(kept, policy, state)
     return policy, state
@@ -325,7 +339,7 @@ def graded_base(config: Config, policy: Policy, state: State, folder: Path) -> e
     kept = evaluate.read(file, rows)
     if kept:
         return kept
-    base = policy if state.step == 0 else load(config.model, policy.model.device)
+    base = policy if state.step == 0 else load(config.model, policy.model.device, policy.dtype)
     before = evaluate.report(base, rows, config.max_new_tokens, "grading before")
     report.write(file, evaluate.lines(before))
     return before
@@ -413,6 +427,8 @@ def finish(
     """Grade the trained policy; write its answers, samples.md and curves.png, last the grades."""
     rows = evaluate.chosen(config.data, config.eval_rows)
     after = evaluate.report(policy, rows, config.max_new_tokens, "grading after")
+    if config.merge:
+        policy.save_merged(folder / "merged")
     report.write(folder / "after.jsonl", evaluate.lines(after))
     page = report.sample_page(*(list(splits.values())[-1] for splits in (before, after)))
     table = report.table(before, after)
@@ -459,8 +475,8 @@ def main(config: Config | None = None) -> int:
 
 
 NO_MEMORY = (
-    "out of memory: lower --prompts, --group-size, --max-new-tokens or --micro-groups (sft: "
-    "--micro-rows)"
+    "out of memory: lower --prompts, --group-size, --max-new-tokens or --pack-tokens, or "
+    "add --checkpointing"
 )
 
 if __name__ == "__main__":

@@ -2,6 +2,7 @@
 
     sample      B prompts -> a Rollout: G completions of each, token by token, with a KV cache
     token_logp  a Rollout -> the log-probability of every sampled token, with gradients
+    packs       which groups go through the model together
 
 A group is one prompt and its G completions. The prompt goes through the model once, in sampling and
 in training, and its keys and values are shared by the group; `attention.py` has how. Not here:
@@ -205,6 +206,23 @@ def packed_logp(
         hidden = forward(model, row, position, layout)  # [1, L, C]
     logp = head_logp(model, hidden[0, before], token, temperature)  # [M]
     return torch.zeros(mask.shape, device=device).masked_scatter(mask, logp)  # -> [b, G, T]
+
+
+def packs(rollout: Rollout, budget: int) -> list[list[int]]:
+    """The groups in order, each pack of at most `budget` tokens (or of one group that has more).
+
+    A group's tokens are its prompt's, once, and its completions'.
+    """
+    found: list[list[int]] = []
+    room = 0
+    for b, (prompt, length) in enumerate(zip(rollout.prompts, rollout.length, strict=True)):
+        size = len(prompt) + int(length.sum())
+        if size > room:
+            found.append([])
+            room = budget
+        found[-1].append(b)
+        room -= size
+    return found
 
 
 def head_logp(model: PreTrainedModel, hidden: Tensor, token: Tensor, temperature: float) -> Tensor:

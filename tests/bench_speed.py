@@ -33,7 +33,7 @@ import data  # noqa: E402
 import grpo  # noqa: E402
 import recode  # noqa: E402
 import reward  # noqa: E402
-from rollout import Rollout, sample, token_logp  # noqa: E402
+from rollout import Rollout, packs, sample, token_logp  # noqa: E402
 
 # hidden size, width of the MLP, layers, query heads, key heads, vocabulary, tied head
 SHAPES = {
@@ -217,7 +217,7 @@ def bench_update(args) -> None:
 
     def gradients(logp_of: Callable) -> list[torch.Tensor]:
         model.zero_grad()
-        for groups in recode.split(len(prompts), 2):
+        for groups in packs(rollout, 2048):
             logp = logp_of(groups)
             loss, _ = grpo.loss(logp, rollout.logp[groups], adv[groups], weight[groups])
             loss.backward()

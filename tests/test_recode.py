@@ -9,6 +9,7 @@ import sys
 import pytest
 import torch
 from conftest import settings
+from safetensors.torch import load_file
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
 import checkpoint
@@ -16,11 +17,13 @@ import dapo
 import data
 import evaluate
 import grpo
+import lora
 import recode
 import report
 from config import parse
+from policy import load
 from recode import Batch
-from rollout import written
+from rollout import packs, written
 
 
 def fake(reward, exact=None, algo=dapo):
@@ -292,9 +295,82 @@ def test_updates_have_nearly_equal_shares(items, count):
     assert not found or max(map(len, found)) - min(map(len, found)) <= 1
 
 
-def test_split_keeps_order_and_rest():
-    """Prevents: the last, shorter micro-batch is dropped."""
-    assert recode.split(5, 2) == [[0, 1], [2, 3], [4]]
+# ---------------------------------------------------------------- adapters and low precision
+
+
+@pytest.mark.parametrize("kind", ["lora", "dora"])
+@pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
+def test_adapters_train_alone_and_go_on(small, kind, dtype):
+    """Prevents: a base that moves, a checkpoint with all its weights, or a resumed run without
+    its adapters."""
+    more = dict(algo="sft", lr=0.01, dtype=dtype, merge=True, **{kind: 4})
+    whole = recode.Path(small["out"] + "-whole")
+    recode.run(settings(small, out=str(whole), steps=3, **more))
+    recode.run(settings(small, **more))
+    recode.run(parse(["--resume", small["out"], "--steps", "3"]))
+    folder = recode.Path(small["out"]) / "checkpoint"
+    assert not (folder / "model.safetensors").exists()
+    files = (f / "adapter_model.safetensors" for f in (folder, whole / "checkpoint"))
+    ours, theirs = map(load_file, files)
+    assert any(".lora_B" in key and tensor.any() for key, tensor in ours.items())
+    # The learning rate of the first two steps knew another number of steps: only almost the same.
+    assert ours.keys() == theirs.keys()
+    trained, base = load(str(folder), "cpu"), load(small["model"], "cpu")
+    merged = load(str(folder.parent / "merged"), "cpu")
+    rows = data.load(small["data"])[:2]
+    with lora.disabled(trained.model):
+        weights = dict(trained.model.named_parameters())
+        for name, p in base.model.named_parameters():
+            torch.testing.assert_close(p, weights[name], atol=0, rtol=0)
+    close = 1e-4 if dtype == "float32" else 0.2
+    rollout = base.imitate(rows, max_new_tokens=40)
+    logp = trained.logp(rollout, [0, 1])
+    torch.testing.assert_close(merged.logp(rollout, [0, 1]), logp, atol=close, rtol=0)
+    assert (base.logp(rollout, [0, 1]) - logp).abs().max() > 0.01
+
+
+def test_the_reference_of_adapters_is_the_model_without_them(small):
+    """Prevents: a KL to the policy itself, 0 for ever; or a second copy of the weights."""
+    config = settings(small, lora=4)
+    policy, _ = recode.start(config)
+    assert recode.untrained(config, policy) is policy
+    rollout = policy.imitate(data.load(small["data"])[:2], max_new_tokens=40)
+    before = policy.logp(rollout, [0, 1]).detach()
+    assert torch.equal(before, policy.base_logp(rollout, [0, 1]))  # B is 0: nothing has changed
+    for p in policy.model.parameters():
+        if p.requires_grad:
+            p.data.add_(0.1)
+    assert torch.equal(before, policy.base_logp(rollout, [0, 1]))
+    assert not torch.equal(before, policy.logp(rollout, [0, 1]))
+
+
+@pytest.mark.parametrize("more", [{}, {"lora": 4}])
+def test_in_bf16_the_first_ratio_is_one(small, more):
+    """Prevents: other batch shapes in sampling and training, which bf16 takes for a new policy."""
+    config = settings(small, dtype="bfloat16", prompts=4, updates=1, pack_tokens=100, **more)
+    policy, state = recode.start(config)
+    rollout = recode.draw(policy, data.load(small["data"])[:4], config, state)
+    anew = recode.behaviour(policy, rollout, config)
+    for pack in packs(rollout, 100):
+        logp = policy.logp(rollout, pack, 1.0)
+        assert torch.equal(logp, anew.logp[pack])
+    assert (anew.logp - rollout.logp).abs().max() < 0.5  # and it is no other policy
+    plain = settings(small)
+    policy, state = recode.start(plain)
+    rollout = recode.draw(policy, data.load(small["data"])[:2], plain, state)
+    assert recode.behaviour(policy, rollout, plain) is rollout
+
+
+def test_checkpointing_changes_no_gradient(small):
+    """Prevents: a replay with another attention, or with dropout that sampling did not have."""
+    gradients = []
+    for checkpointing in (False, True):
+        policy, _ = recode.start(settings(small, checkpointing=checkpointing))
+        rollout = policy.imitate(data.load(small["data"])[:2], max_new_tokens=40)
+        policy.logp(rollout, [0, 1]).sum().backward()
+        gradients.append([p.grad for p in policy.model.parameters()])
+    for a, b in zip(*gradients, strict=True):
+        torch.testing.assert_close(a, b)
 
 
 # ---------------------------------------------------------------- rows that cannot be learnt

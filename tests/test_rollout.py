@@ -445,3 +445,13 @@ def test_looking_less_often_changes_nothing(monkeypatch, every):
     out = draw(build())
     for a, b in zip(vars(out).values(), vars(want).values(), strict=True):
         assert a == b if isinstance(a, list) else torch.equal(a, b) or torch.allclose(a, b)
+
+
+def test_packs_keep_order_and_budget():
+    """A group lost or trained on twice; or one larger than the budget that never comes."""
+    lengths = [[3, 4], [1, 1], [20, 9], [2, 2], [5, 5]]  # with prompts: 8, 11, 30, 9, 11 tokens
+    prompts = [[1], [1] * 9, [1], [1] * 5, [1]]
+    rollout = R.written(prompts, [[[7] * n for n in g] for g in lengths], pad_id=0, device="cpu")
+    assert R.packs(rollout, 20) == [[0, 1], [2], [3, 4]]  # 19, 30 alone, 20
+    assert R.packs(rollout, 19) == [[0, 1], [2], [3], [4]]
+    assert R.packs(rollout, 1000) == [[0, 1, 2, 3, 4]]
