@@ -26,6 +26,7 @@ from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
+import ranks
 from policy import Policy
 
 LAST, FRESH = "checkpoint", "checkpoint.new"
@@ -80,6 +81,9 @@ class State:
 @contextlib.contextmanager
 def claimed(folder: Path) -> Iterator[None]:
     """Inside, no other run writes to this folder. ValueError if one does already."""
+    if ranks.rank():  # rank 0 holds it for all
+        yield
+        return
     folder.mkdir(parents=True, exist_ok=True)
     lock = folder / ".lock"
     with open(lock, "a") as file:
@@ -110,6 +114,8 @@ def save(folder: Path, policy: Policy, state: State, keep: int = 2) -> None:
 
     ValueError, and what was there stays, if weights are not finite or the disk is full.
     """
+    if ranks.rank():
+        return
     if not all(torch.isfinite(p).all() for p in policy.model.parameters()):
         raise ValueError(f"step {state.step}: weights are not finite, so they are not saved")
     fresh = folder / FRESH

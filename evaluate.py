@@ -15,6 +15,7 @@ import torch
 from tqdm import tqdm
 
 import data
+import ranks
 import reward
 from policy import Policy
 
@@ -94,10 +95,12 @@ def report(
     policy: Policy, rows: dict[str, list[data.Example]], max_new_tokens: int, title: str
 ) -> Report:
     """Graded greedy answers of a policy to the rows of each split, under a progress bar."""
-    with tqdm(
-        total=sum(map(len, rows.values())), desc=title, unit="row", dynamic_ncols=True
-    ) as bar:
-        return {name: greedy(policy, rows[name], max_new_tokens, bar) for name in rows}
+    total, how = sum(map(len, rows.values())), {"disable": ranks.rank() > 0, "unit": "row"}
+    with tqdm(total=total, desc=title, dynamic_ncols=True, **how) as bar:
+        return {
+            name: ranks.gather(greedy(policy, ranks.share(rows[name]), max_new_tokens, bar))
+            for name in rows
+        }
 
 
 def lines(report: Report) -> str:

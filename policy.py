@@ -53,24 +53,28 @@ class Policy:
 
     def sample(
         self,
-        examples: list[data.Example],
+        prompts: list[list[int]],
         *,
         group_size: int,
         max_new_tokens: int,
         temperature: float = 1.0,
+        top_p: float = 1.0,
         generator: torch.Generator | None = None,
+        only: list[int] | None = None,
     ) -> Rollout:
-        """group_size completions of each example's prompt, at most max_new_tokens tokens each."""
+        """group_size completions of each prompt: see rollout.sample."""
         with self.precision(), lora.merged(self.model):
             return sample(
                 self.model,
-                self.prompts(examples),
+                prompts,
                 group_size=group_size,
                 max_new_tokens=max_new_tokens,
                 eos_ids=self.eos_ids,
                 pad_id=self.pad_id,
                 temperature=temperature,
+                top_p=top_p,
                 generator=generator,
+                only=only,
             )
 
     def logp(self, rollout: Rollout, groups: list[int], temperature: float = 1.0) -> Tensor:
@@ -86,9 +90,8 @@ class Policy:
 
     def complete(self, examples: list[data.Example], *, max_new_tokens: int) -> list[str]:
         """The greedy answer to each example, as text; all of them in one batch."""
-        return self.texts(
-            self.sample(examples, group_size=1, max_new_tokens=max_new_tokens, temperature=0.0)
-        )
+        how = dict(group_size=1, max_new_tokens=max_new_tokens, temperature=0.0)
+        return self.texts(self.sample(self.prompts(examples), **how))
 
     def prompts(self, examples: list[data.Example]) -> list[list[int]]:
         """Token ids of each example's conversation, open after `<think>`."""

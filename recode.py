@@ -2,7 +2,7 @@
 
     python recode.py --algo grpo          trains the bundled policy on the bundled updates
 
-Left out: several GPUs.
+Left out: models that do not fit one GPU (several GPUs: `ranks.py`).
 
 One step is five verbs, and the loop in `train` says just them:
 
@@ -24,10 +24,12 @@ import contextlib
 import itertools
 import json
 import math
+import os
 import random
 import signal
 import sys
 import time
+from collections import Counter
 from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
@@ -44,6 +46,7 @@ import evaluate
 import grpo
 import lora
 import machine
+import ranks
 import report
 import reward as rewards
 from checkpoint import State
@@ -78,22 +81,23 @@ def train(config: Config, policy: Policy, state: State) -> Iterator[dict]:
         rollout = behaviour(policy, rollout, config)
         # ---- advantage
         adv = algo.advantage(reward, scale=config.scale)[..., None]  # [B, G, 1]
+        # The weights span a whole optimizer step, so that its packs, on all ranks, simply add up.
+        weight = torch.empty_like(rollout.logp)  # [B, G, T]
         for groups in shares(len(adv), config.updates):
-            part, part_adv = rollout.pick(groups), adv[groups]
-            # The weights span the whole optimizer step, so its micro-batches simply add up.
-            weight, total = algo.token_weight(part.mask), 0.0  # [b, G, T]
-            for pack in packs(part, config.pack_tokens):
+            weight[groups] = algo.token_weight(rollout.mask[groups])
+            sums = Counter()
+            for pack in packs(rollout, config.pack_tokens, ranks.share(groups)):
                 # ---- loss
-                logp = policy.logp(part, pack, config.temperature)  # [b, G, T]
-                ref_logp = reference and reference.base_logp(part, pack, config.temperature)
+                logp = policy.logp(rollout, pack, config.temperature)  # [b, G, T]
+                ref_logp = reference and reference.base_logp(rollout, pack, config.temperature)
                 loss, info = algo.loss(
-                    logp, part.logp[pack], part_adv[pack], weight[pack], ref_logp=ref_logp, **knobs
+                    logp, rollout.logp[pack], adv[pack], weight[pack], ref_logp=ref_logp, **knobs
                 )
                 loss.backward()
-                total += loss.item()
-                log.add(**info)
+                sums.update(loss=loss.item(), **info)
             # ---- step
-            log.updated(total, *update(policy, state, config, total))
+            sums = ranks.add(sums)
+            log.updated(sums, *update(policy, state, config, sums["loss"]))
         state.count(batch.drawn, live=int((adv != 0).any(dim=1).sum()))
         if config.show_every and state.step % config.show_every == 0:
             report.show(examples[0], texts[0], scores)
@@ -107,13 +111,14 @@ def finetune(config: Config, policy: Policy, state: State) -> Iterator[dict]:
     while state.step < config.steps:
         log, examples = report.Log(), list(itertools.islice(stream, config.prompts))
         answers = policy.imitate(examples, max_new_tokens=config.max_new_tokens)  # G = 1
-        weight, total = dapo.token_weight(answers.mask), 0.0  # [B, 1, T], token mean
-        for pack in packs(answers, config.pack_tokens):
+        weight, sums = dapo.token_weight(answers.mask), Counter()  # [B, 1, T], token mean
+        for pack in packs(answers, config.pack_tokens, ranks.share(range(len(examples)))):
             logp = policy.logp(answers, pack)  # [b, 1, T]
             loss = -(weight[pack] * logp).sum()  # NLL = -logp, so we negate
             loss.backward()
-            total += loss.item()
-        log.updated(total, *update(policy, state, config, total))
+            sums.update(loss=loss.item())
+        sums = ranks.add(sums)
+        log.updated(sums, *update(policy, state, config, sums["loss"]))
         state.count(len(examples), live=len(examples))
         yield {"length": answers.length.float().mean().item(), **log.close()}
 
@@ -128,6 +133,7 @@ def update(policy: Policy, state: State, config: Config, loss: float) -> tuple[f
     for group in state.optimizer.param_groups:
         group["lr"] = config.lr * rate
     weights = state.optimizer.param_groups[0]["params"]
+    ranks.add_gradients(weights)
     norm = torch.nn.utils.clip_grad_norm_(weights, config.max_grad_norm).item()
     skip = not (math.isfinite(norm) and math.isfinite(loss))
     if skip:
@@ -177,14 +183,17 @@ def endless(config: Config, drawn: int) -> Iterator[data.Example]:
 
 
 def draw(policy: Policy, examples: list[data.Example], config: Config, state: State) -> Rollout:
-    """G completions of each example's prompt, as the config says."""
-    return policy.sample(
-        examples,
+    """G completions of each example's prompt, as the config says; each rank samples its share."""
+    mine = ranks.share(range(len(examples)))
+    rollout = policy.sample(
+        policy.prompts(examples),
         group_size=config.group_size,
         max_new_tokens=config.max_new_tokens,
         temperature=config.temperature,
         generator=state.generator,
+        only=mine,
     )
+    return rollout if ranks.world() == 1 else join(ranks.gather(rollout.groups()))
 
 
 def judge(
@@ -225,9 +234,8 @@ def behaviour(policy: Policy, rollout: Rollout, config: Config) -> Rollout:
         return rollout
     logp = torch.zeros_like(rollout.logp)
     for groups in shares(len(rollout.prompts), config.updates):
-        part = rollout.pick(groups)
-        for pack in packs(part, config.pack_tokens):
-            logp[[groups[b] for b in pack]] = policy.logp(part, pack, config.temperature)
+        for pack in packs(rollout, config.pack_tokens, ranks.share(groups)):
+            logp[pack] = policy.logp(rollout, pack, config.temperature)
     return replace(rollout, logp=logp)
 
 
@@ -249,12 +257,9 @@ def shares(count: int, parts: int) -> list[list[int]]:
 
 def start(config: Config) -> tuple[Policy, State]:
     """The policy and a fresh state, or those of the checkpoint that the run goes on from."""
-    kept = checkpoint.newest(Path(config.resume)) if config.resume else None
-    device = config.device
-    if device == "auto":
-        device = "cuda" if torch.cuda.is_available() else "cpu"
-    if device == "cuda" and not torch.cuda.is_available():
-        raise ValueError("--device cuda: torch sees no GPU on this machine; use --device cpu")
+    device = ranks.begin(place(config.device))
+    with ranks.in_turn():
+        kept = checkpoint.newest(Path(config.resume)) if config.resume else None
     policy = load(str(kept) if kept else config.model, device, getattr(torch, config.dtype))
     # On the CPU, so that a run of one device can go on on another.
     generator = torch.Generator().manual_seed(config.seed)
@@ -269,6 +274,15 @@ def start(config: Config) -> tuple[Policy, State]:
     if kept:
         checkpoint.restore(kept, policy, state)
     return policy, state
+
+
+def place(device: str) -> str:
+    """The device asked for; auto takes the GPU where there is one."""
+    if device == "auto":
+        return "cuda" if torch.cuda.is_available() else "cpu"
+    if device == "cuda" and not torch.cuda.is_available():
+        raise ValueError("--device cuda: torch sees no GPU on this machine; use --device cpu")
+    return device
 
 
 def check_rows(policy: Policy, config: Config) -> None:
@@ -309,7 +323,7 @@ def run(config: Config) -> None:
     """Grade, train, grade again, and write the run folder."""
     begin, folder = time.time(), Path(config.out)
     with checkpoint.claimed(folder):
-        if not config.resume and not checkpoint.is_empty(folder):
+        if not (config.resume or ranks.rank() or checkpoint.is_empty(folder)):
             raise ValueError(
                 f"{folder} is not empty: give another --out, or go on with --resume {folder}"
             )
@@ -323,7 +337,8 @@ def run(config: Config) -> None:
         check_rows(policy, config)
         report.rewind(folder, state.step)
         report.write(folder / "config.json", json.dumps(config.record(), indent=1) + "\n")
-        if state.step == 0:  # a full disk shows now, and whatever ends the run leaves a checkpoint
+        if state.step == 0 and not ranks.rank():
+            # A full disk shows now, and whatever ends the run leaves a checkpoint.
             checkpoint.save(folder, policy, state, config.keep)
             checkpoint.check_room(folder, config.keep)
         print(f"{config.algo} on {policy.model.device} (threads: {config.threads}) in {folder}")
@@ -359,7 +374,7 @@ def loop(config: Config, policy: Policy, state: State, folder: Path) -> None:
                     tqdm.write(sentence)
                 if state.skipped >= SKIPS:
                     raise ValueError(f"stopped at step {state.step}: {DIVERGED}")
-                if signals:
+                if ranks.agree(bool(signals)):
                     raise KeyboardInterrupt
                 if state.step % config.save_every == 0 and state.step < config.steps:
                     checkpoint.save(folder, policy, state, config.keep)
@@ -427,14 +442,15 @@ def finish(
     """Grade the trained policy; write its answers, samples.md and curves.png, last the grades."""
     rows = evaluate.chosen(config.data, config.eval_rows)
     after = evaluate.report(policy, rows, config.max_new_tokens, "grading after")
-    if config.merge:
+    if config.merge and not ranks.rank():
         policy.save_merged(folder / "merged")
     report.write(folder / "after.jsonl", evaluate.lines(after))
     page = report.sample_page(*(list(splits.values())[-1] for splits in (before, after)))
     table = report.table(before, after)
     parts = [f"# {config.algo}, seed {config.seed}", table, report.kinds(before, after), page]
     report.write(folder / "samples.md", "\n\n".join(parts))
-    report.curves(folder / "curves.png", report.history(folder))
+    if not ranks.rank():
+        report.curves(folder / "curves.png", report.history(folder))
     minutes, memory = state.elapsed() / 60, machine.peak_memory(policy.model.device)
     grades = {
         when: {split: evaluate.means(graded) for split, graded in splits.items()}
@@ -455,9 +471,12 @@ def main(config: Config | None = None) -> int:
     for polite in POLITE:  # all save, like Ctrl-C
         if signal.getsignal(polite) is not signal.SIG_IGN:
             signal.signal(polite, signal.default_int_handler)
+    if ranks.rank():  # rank 0 alone speaks
+        sys.stdout = open(os.devnull, "w")
     try:
         config = config or settings.parse()
         run(config)
+        ranks.end()
     except (ValueError, OSError) as error:
         print(f"recode.py: {error}", file=sys.stderr)
         return 2

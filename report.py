@@ -14,6 +14,7 @@ import os
 import statistics
 import sys
 import time
+from collections import Counter
 from pathlib import Path
 
 import torch
@@ -21,6 +22,7 @@ from torch import Tensor
 from tqdm import tqdm
 
 import data
+import ranks
 import reward
 from evaluate import Graded, Report, copied, means
 from rollout import Rollout
@@ -97,7 +99,7 @@ class Log:
     """The numbers of one step: sums over micro-batches, means over optimizer steps."""
 
     def __init__(self):
-        self.begin, self.sums, self.updates, self.skipped = time.time(), {}, 0, 0
+        self.begin, self.sums, self.updates, self.skipped = time.time(), Counter(), 0, 0
         self.scores: list[dict[str, Tensor]] = []
 
     def sampled(self, rollout: Rollout, scores: dict[str, Tensor]) -> None:
@@ -105,14 +107,10 @@ class Log:
         told = {"length": rollout.length, "truncated": rollout.truncated}
         self.scores.append({**scores, **told, "surprise": -rollout.logp})
 
-    def add(self, **numbers: float) -> None:
-        """Numbers of a micro-batch."""
-        for name, number in numbers.items():
-            self.sums[name] = self.sums.get(name, 0.0) + number
-
-    def updated(self, loss: float, grad_norm: float, skipped: bool) -> None:
-        """An optimizer step is done, or was skipped."""
-        self.add(grad_norm=grad_norm, loss=loss)
+    def updated(self, sums: Counter, grad_norm: float, skipped: bool) -> None:
+        """An optimizer step is done, or was skipped; `sums` are the loss and what it reports."""
+        self.sums.update(sums)
+        self.sums["grad_norm"] += grad_norm
         self.updates, self.skipped = self.updates + 1, self.skipped + skipped
 
     def close(self) -> dict[str, float]:
@@ -141,7 +139,8 @@ SAMPLED = {
 def progress(title: str, steps: int, done: int) -> tqdm:
     """A bar that says the numbers first: on a narrow terminal the bar is what gives way."""
     form = "{desc} {n_fmt}/{total_fmt} {postfix} [{elapsed}<{remaining}] {bar}"
-    return tqdm(total=steps, initial=done, desc=title, bar_format=form, dynamic_ncols=True)
+    how = {"bar_format": form, "dynamic_ncols": True, "disable": ranks.rank() > 0}
+    return tqdm(total=steps, initial=done, desc=title, **how)
 
 
 def line(metrics: dict) -> str:
@@ -189,7 +188,7 @@ class Metrics:
 
     def __init__(self, folder: Path, tensorboard: bool = False, step: int = 0):
         self.file, self.board = folder / "metrics.jsonl", None
-        if tensorboard:
+        if tensorboard and not ranks.rank():
             try:
                 from torch.utils.tensorboard import SummaryWriter
             except ImportError:
@@ -198,6 +197,8 @@ class Metrics:
 
     def append(self, row: dict) -> None:
         """One line; what is not finite is null, for JSON has no NaN."""
+        if ranks.rank():
+            return
         with open(self.file, "a", encoding="utf-8") as file:
             file.write(json.dumps({k: finite(v) for k, v in row.items()}) + "\n")
         if self.board:
@@ -244,6 +245,8 @@ def rewind(folder: Path, step: int) -> None:
 
 def write(path: Path, text: str) -> None:
     """Replace a file at one stroke: whatever happens, it is the old one or the new one."""
+    if ranks.rank():
+        return
     draft = path.with_name(path.name + ".draft")
     draft.write_text(text, encoding="utf-8")
     draft.replace(path)

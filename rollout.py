@@ -44,6 +44,10 @@ class Rollout:
         rest = (self.tokens, self.mask, self.logp, self.length, self.truncated)
         return Rollout([self.prompts[b] for b in groups], *(x[groups] for x in rest))
 
+    def groups(self) -> list["Rollout"]:
+        """Each group by itself."""
+        return [self.pick([b]) for b in range(len(self.prompts))]
+
 
 # ------------------------------------------------------------------------------------------------
 # Sampling
@@ -62,19 +66,24 @@ def sample(
     temperature: float = 1.0,
     top_p: float = 1.0,
     generator: torch.Generator | None = None,
+    only: list[int] | None = None,
 ) -> Rollout:
     """Sample group_size completions of every prompt, in eval(); every module's mode comes back.
 
     temperature 0 is greedy (its logp is at temperature 1). `logp` is the log-softmax over the whole
     vocabulary even where top_p < 1 cuts the draw, so only top_p = 1 may be trained on. A seeded
-    generator gives the same rollout again.
+    generator gives the same rollout again. `only` samples some of the prompts, with the random
+    numbers that they have among all, so that several processes can share a batch.
     """
     check_request(model, prompts, group_size, max_new_tokens, temperature, top_p)
     check_model(model, max(map(len, prompts)) + max_new_tokens)
-    device, B, G, T = model.device, len(prompts), group_size, max_new_tokens
-    eos = torch.tensor(list(eos_ids), dtype=torch.long, device=device)
+    device, G, T = model.device, group_size, max_new_tokens
     home = generator.device if generator else device
-    uniform = torch.rand(T, B * G, generator=generator, device=home).to(device)  # [T, N]
+    uniform = torch.rand(T, len(prompts), G, generator=generator, device=home)
+    if only is not None:
+        prompts, uniform = [prompts[b] for b in only], uniform[:, only]
+    uniform, B = uniform.flatten(1).to(device), len(prompts)  # [T, N]
+    eos = torch.tensor(list(eos_ids), dtype=torch.long, device=device)
     tokens = torch.full((B * G, T), pad_id, device=device)  # [N, T]
     logp = torch.zeros(B * G, T, device=device)
     length = torch.zeros(B * G, dtype=torch.long, device=device)  # [N]
@@ -208,21 +217,22 @@ def packed_logp(
     return torch.zeros(mask.shape, device=device).masked_scatter(mask, logp)  # -> [b, G, T]
 
 
-def packs(rollout: Rollout, budget: int) -> list[list[int]]:
-    """The groups in order, each pack of at most `budget` tokens (or of one group that has more).
+def packs(rollout: Rollout, budget: int, groups: Iterable[int] | None = None) -> list[list[int]]:
+    """These groups (all) in order, each pack of at most `budget` tokens, or of one larger group.
 
     A group's tokens are its prompt's, once, and its completions'.
     """
-    found: list[list[int]] = []
+    size = rollout.length.sum(1).tolist()  # [B]
+    packed: list[list[int]] = []
     room = 0
-    for b, (prompt, length) in enumerate(zip(rollout.prompts, rollout.length, strict=True)):
-        size = len(prompt) + int(length.sum())
-        if size > room:
-            found.append([])
+    for b in range(len(size)) if groups is None else groups:
+        tokens = len(rollout.prompts[b]) + size[b]
+        if tokens > room:
+            packed.append([])
             room = budget
-        found[-1].append(b)
-        room -= size
-    return found
+        packed[-1].append(b)
+        room -= tokens
+    return packed
 
 
 def head_logp(model: PreTrainedModel, hidden: Tensor, token: Tensor, temperature: float) -> Tensor:

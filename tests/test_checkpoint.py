@@ -11,11 +11,10 @@ from pathlib import Path
 
 import pytest
 import torch
-from conftest import settings
+from conftest import settings, short_rows
 from safetensors.torch import load_file
 
 import checkpoint
-import data
 import recode
 import report
 from config import parse
@@ -292,12 +291,6 @@ for trial in range(kills):
     session(["--resume", folder] if begun else start + ["--out", folder], 300)
     print(json.dumps([folder, *how, begun]))
 """
-
-
-def short_rows() -> list[data.Example]:
-    """The shortest bundled programs: sixty to train on, four of each split to be graded on."""
-    by_length = [sorted(data.load(split=s), key=lambda e: len(e.new_code)) for s in data.SPLITS[:3]]
-    return by_length[0][:60] + by_length[1][:4] + by_length[2][:4]
 
 
 # The bundled policy, which is right now and then: a random one never is, and would learn nothing.
