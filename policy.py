@@ -97,6 +97,10 @@ class Policy:
         """Token ids of each example's conversation, open after `<think>`."""
         return [data.prompt(example, self.tokenizer) for example in examples]
 
+    def length(self, answer: str) -> int:
+        """Tokens of an answer, the end token included."""
+        return len(self.tokenizer.encode(answer, add_special_tokens=False)) + 1
+
     def texts(self, rollout: Rollout) -> list[str]:
         """The B*G completions as text, without the token that ended them."""
         pairs = zip(rollout.tokens.flatten(0, 1), rollout.length.flatten(), strict=True)

@@ -302,19 +302,19 @@ def row_fault(example: data.Example, prompt: int, policy: Policy, new: int) -> s
         right = graded.exact and graded.format == 1
     except ValueError:  # too long a statement
         right = False
-    length = len(policy.tokenizer.encode(answer, add_special_tokens=False)) + 1  # the end token
+    length = policy.length(answer)
     room = getattr(policy.model.config, "max_position_embeddings", None) or math.inf
     if not right:
         return (
             "its true answer would not score 3 (a fence, a tag or a statement of over 20,000 "
             "tokens in new_code): mend it"
         )
-    if length > new:
+    if length > new and example.split in ("", "train"):  # what is graded may be longer
         return f"its true answer has {length} tokens, --max-new-tokens is {new}: raise that"
-    if prompt + new > room:
+    if prompt + max(new, length) > room:
         return (
-            f"its prompt of {prompt} tokens and --max-new-tokens {new} exceed the model's "
-            f"context of {room}: lower that"
+            f"its prompt of {prompt} tokens and --max-new-tokens {new} (or its true answer of "
+            f"{length}) exceed the model's context of {room}: lower that"
         )
     return ""
 

@@ -27,7 +27,12 @@ import reward
 from evaluate import Graded, Report, copied, means
 from rollout import Rollout
 
-LABELS = {"train": "training split", "test_seen": "new updates", "test": "held-out libraries"}
+LABELS = {
+    "train": "training split",
+    "test_seen": "new updates",
+    "test": "held-out libraries",
+    "test_hard": "harder questions",
+}
 
 # ------------------------------------------------------------------------------------------------
 # Before and after
@@ -37,8 +42,8 @@ LABELS = {"train": "training split", "test_seen": "new updates", "test": "held-o
 def table(before: Report, after: Report) -> str:
     """Markdown: copying, the base and the trained policy, on training and held-out libraries."""
     lines = [
-        "| updates | rows | policy | EM* | ES* | format | exact |",
-        "|---|---|---|---|---|---|---|",
+        "| updates | rows | policy | EM* | ES* | format | copies | exact |",
+        "|---" * 8 + "|",
     ]
     for split in after:
         rows = {
@@ -50,7 +55,8 @@ def table(before: Report, after: Report) -> str:
             m = means(graded)
             lines.append(
                 f"| {LABELS[split]} | {len(graded)} | {who} | {m['em_star']:.2f} "
-                f"| {m['es_star']:.2f} | {m['format']:.1f} % | {m['exact']:.1f} % |"
+                f"| {m['es_star']:.2f} | {m['format']:.1f} % | {m['copies']:.1f} % "
+                f"| {m['exact']:.1f} % |"
             )
     return "\n".join(lines)
 
@@ -311,7 +317,9 @@ def results_row(name: str, seed: str, runs: list[dict]) -> str:
     """One line of the table: means over `runs`, with the spread where there are several."""
 
     def value(when: str, split: str, key: str, form: str) -> str:
-        values = [run["grade"][when][split][key] for run in runs]
+        values = [run["grade"][when][split][key] for run in runs if split in run["grade"][when]]
+        if not values:  # a run of before that split was made
+            return "-"
         spread = f" ± {statistics.stdev(values):.1f}" if len(values) > 1 and key == "exact" else ""
         return format(statistics.mean(values), form) + spread
 
@@ -319,6 +327,7 @@ def results_row(name: str, seed: str, runs: list[dict]) -> str:
         value("before", "test", "exact", ".1f"),
         value("after", "test", "exact", ".1f"),
         value("after", "test_seen", "exact", ".1f"),
+        value("after", "test_hard", "exact", ".1f"),
         value("after", "train", "exact", ".1f"),
         value("after", "test", "em_star", ".2f"),
         value("after", "test", "es_star", ".2f"),
@@ -334,8 +343,8 @@ def results(folders: list[Path]) -> str:
     runs = [run for run in map(outcome, folders) if "grade" in run]  # not those that were stopped
     lines = [
         "| algorithm | seed | before: held-out libraries | after: held-out libraries "
-        "| new updates | training split | EM* | ES* | format | minutes | GB |",
-        "|---" * 11 + "|",
+        "| new updates | harder questions | training split | EM* | ES* | format | minutes | GB |",
+        "|---" * 12 + "|",
     ]
     for name in sorted({run["name"] for run in runs}):
         group = sorted((run for run in runs if run["name"] == name), key=lambda run: run["seed"])

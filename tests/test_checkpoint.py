@@ -279,16 +279,16 @@ def session(arguments, moment):
     os.waitpid(child, 0)
     return "killed", moment
 
-start, out, kills, seed = json.loads(sys.argv[1]), sys.argv[2], int(sys.argv[3]), int(sys.argv[4])
-seconds = session(start + ["--out", out + "-whole"], 300)[1]
-moments, at = random.Random(seed), 0
+start, out, kills = json.loads(sys.argv[1]), sys.argv[2], int(sys.argv[3])
+seconds = session(start + ["--out", out + "-whole"], 900)[1]
+moments = random.Random(0)
 for trial in range(kills):
     # An even spread over a run's life: each is killed once, then goes on to its end.
     moment = seconds * (trial + moments.random()) / kills
     folder = f"{out}-{trial}"
     how = session(start + ["--out", folder], moment)
     begun = os.path.exists(folder + "/config.json")
-    session(["--resume", folder] if begun else start + ["--out", folder], 300)
+    session(["--resume", folder] if begun else start + ["--out", folder], 900)
     print(json.dumps([folder, *how, begun]))
 """
 
@@ -302,16 +302,17 @@ def test_killed_at_any_moment_it_ends_as_if_it_had_not_been(small, algo):
     own["dapo"] = [*own["grpo"], "--live", "reward", "--max-refills", "1"]
     start = [
         *("--algo", algo, "--data", small["data"], "--device", "cpu", "--threads", "1"),
-        *("--steps", "4", "--prompts", "6", "--max-new-tokens", "128", "--eval-rows", "2"),
+        *("--steps", "4", "--prompts", "4", "--max-new-tokens", "128", "--eval-rows", "1"),
         *("--save-every", "2", *own[algo]),
     ]
+    kills = int(os.environ.get("KILLS", "3"))  # KILLS=7 for twenty-one, which takes minutes
     done = subprocess.run(
-        [sys.executable, "-c", SESSIONS, json.dumps(start), small["out"], "7", "0"],
-        cwd=ROOT, capture_output=True, text=True, timeout=600,
+        [sys.executable, "-c", SESSIONS, json.dumps(start), small["out"], str(kills)],
+        cwd=ROOT, capture_output=True, text=True, timeout=1200,
     )  # fmt: skip
     trials = [json.loads(line) for line in done.stdout.splitlines()]
-    assert len(trials) == 7, done.stderr
-    assert sum(how == "killed" for _, how, _, _ in trials) >= 5
+    assert len(trials) == kills, done.stderr
+    assert sum(how == "killed" for _, how, _, _ in trials) >= kills - 1
     whole = outcome(Path(small["out"] + "-whole"))
     assert [row.get("step") for row in whole[0]] == [1, 2, 3, 4, None]
     assert all(row["grad_norm"] > 0.01 for row in whole[0][:4])

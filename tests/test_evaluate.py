@@ -4,6 +4,7 @@ import json
 import math
 import random
 import sys
+from dataclasses import replace
 
 import pytest
 
@@ -29,6 +30,16 @@ def test_grades_by_hand():
     assert [g.format for g in graded] == [1, 1, -1, 1]
     means = evaluate.means(graded)
     assert (means["em_star"], means["exact"], means["format"]) == (-3.5 / 4, 25.0, 75.0)
+
+
+def test_copies_count_where_something_was_to_be_done():
+    """Prevents: an unchanged program that is right taken for laziness."""
+    lazy = data.load()[0]
+    nothing = replace(lazy, new_code=lazy.old_code)
+    comment = data.answer("", lazy.old_code + "\n# the same")
+    graded = evaluate.grade([lazy, nothing, lazy], [comment, comment, "no code"])
+    assert [g.copied for g in graded] == [True, True, False]
+    assert evaluate.means(graded)["copies"] == pytest.approx(100 / 3)
 
 
 def test_answers_come_back_as_they_were_written(tmp_path):

@@ -37,7 +37,8 @@ def test_imitated_answers_are_perfect_and_end(tiny):
     last = rollout.tokens[:, 0].gather(1, rollout.length - 1)[:, 0]
     assert last.tolist() == [policy.eos_ids[0]] * 20
     means = evaluate.means(evaluate.grade(rows, policy.texts(rollout)))
-    assert means == {"em_star": 2.0, "es_star": 2.0, "format": 100.0, "exact": 100.0}
+    perfect = {"em_star": 2.0, "es_star": 2.0, "format": 100.0, "exact": 100.0, "copies": 0.0}
+    assert means == perfect
 
 
 def test_complete_is_greedy_and_needs_no_config(tiny):
