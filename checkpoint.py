@@ -96,8 +96,8 @@ def claimed(folder: Path) -> Iterator[None]:
 
 
 def is_empty(folder: Path) -> bool:
-    """Whether nothing was ever kept here."""
-    return all(path.name == ".lock" for path in folder.iterdir())
+    """Whether nothing was ever kept here; a kill may have left the lock or half a file."""
+    return all(path.name == ".lock" or path.suffix == ".draft" for path in folder.iterdir())
 
 
 # ------------------------------------------------------------------------------------------------
@@ -130,14 +130,11 @@ def save(folder: Path, policy: Policy, state: State, keep: int = 2) -> None:
 def promote(folder: Path) -> None:
     """Make the fresh checkpoint the last one. A kill at any point leaves what it needs to go on."""
     fresh, last = folder / FRESH, folder / LAST
-    if last.exists():
-        step = read_state(last)["step"]
-        older = folder / f"{LAST}-{step}"
+    if last in whole(folder) and read_state(last)["step"] != read_state(fresh)["step"]:
+        older = folder / f"{LAST}-{read_state(last)['step']}"
         shutil.rmtree(older, ignore_errors=True)
-        if step == read_state(fresh)["step"]:
-            shutil.rmtree(last)
-        else:
-            last.rename(older)
+        last.rename(older)
+    shutil.rmtree(last, ignore_errors=True)  # one of the same step, or what a kill left of it
     fresh.rename(last)
 
 

@@ -321,8 +321,9 @@ def run(config: Config) -> None:
             print(f"{folder} is done, {state.step} steps; give a larger --steps to train on")
             return
         check_rows(policy, config)
-        report.rewind(folder, state.step)
+        # First what --resume asks for: a kill in between must not leave a folder that is neither.
         report.write(folder / "config.json", json.dumps(config.record(), indent=1) + "\n")
+        report.rewind(folder, state.step)
         if state.step == 0:  # a full disk shows now, and whatever ends the run leaves a checkpoint
             checkpoint.save(folder, policy, state, config.keep)
             checkpoint.check_room(folder, config.keep)

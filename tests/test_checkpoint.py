@@ -144,6 +144,35 @@ def test_a_whole_checkpoint_under_another_name_is_used(small, left):
     assert checkpoint.read_state(checkpoint.newest(folder))["step"] == 1
 
 
+@pytest.mark.parametrize("half", ["", "optimizer.safetensors"])
+def test_a_kill_while_the_last_one_is_deleted_is_mended(small, half):
+    """Prevents: `No such file: checkpoint/state.json` at every --resume, beside a whole one."""
+    policy, state, folder = begin(small)
+    checkpoint.save(folder, policy, state)
+    shutil.copytree(folder / "checkpoint", folder / "checkpoint.new")  # the same step again
+    (folder / "checkpoint" / "state.json").unlink()
+    (folder / "checkpoint" / half).unlink() if half else None
+    assert checkpoint.read_state(checkpoint.newest(folder))["step"] == 1
+    assert [p.name for p in folder.iterdir()] == ["checkpoint"]
+
+
+def test_a_kill_before_the_configuration_is_written_leaves_a_folder_to_start_in(small, monkeypatch):
+    """Prevents: a folder that a new run calls "not empty" and --resume "no run to go on with"."""
+    real, done = recode.report.write, []
+
+    def killed(path, text):
+        done.append(path.name)
+        path.with_name(path.name + ".draft").write_text(text[:9])
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(recode.report, "write", killed)
+    with pytest.raises(KeyboardInterrupt):
+        recode.run(settings(small))
+    assert done == ["config.json"]
+    monkeypatch.setattr(recode.report, "write", real)
+    recode.run(settings(small))
+
+
 # ---------------------------------------------------------------- two runs, one folder
 
 
