@@ -220,7 +220,8 @@ def rows(folder: Path) -> list[dict]:
             row = json.loads(line) if line.strip() else None
         except ValueError:
             row = 0
-        if row is not None and not isinstance(row, dict):
+        sound = isinstance(row, dict) and type(row.get("step", 0)) is int
+        if row is not None and not sound:
             raise ValueError(f"{file}, line {number}, is damaged: delete that line to go on")
         parsed += [row] if row else []
     return parsed
