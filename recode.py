@@ -24,6 +24,7 @@ import contextlib
 import itertools
 import json
 import math
+import os
 import random
 import signal
 import sys
@@ -242,11 +243,6 @@ def shares(count: int, parts: int) -> list[list[int]]:
 # ------------------------------------------------------------------------------------------------
 
 
-# ------------------------------------------------------------------------------------------------
-# The run
-# ------------------------------------------------------------------------------------------------
-
-
 def start(config: Config) -> tuple[Policy, State]:
     """The policy and a fresh state, or those of the checkpoint that the run goes on from."""
     kept = checkpoint.newest(Path(config.resume)) if config.resume else None
@@ -317,8 +313,10 @@ def run(config: Config) -> None:
         torch.manual_seed(config.seed)
         policy, state = start(config)
         state.begin = begin
-        if report.is_graded(folder) and state.step >= config.steps:
-            print(f"{folder} is done, {state.step} steps; give a larger --steps to train on")
+        ended = state.step >= config.steps or state.idle >= config.patience
+        if report.is_graded(folder) and ended:
+            more = "--patience" if state.idle >= config.patience else "--steps"
+            print(f"{folder} is done, {state.step} steps; give a larger {more} to train on")
             return
         check_rows(policy, config)
         # First what --resume asks for: a kill in between must not leave a folder that is neither.
@@ -408,7 +406,8 @@ def patient() -> Iterator[list[int]]:
         if noted:
             raise KeyboardInterrupt
         noted.append(number)
-        sys.__stderr__.write("\nstopping after this step; once more stops at once\n")
+        with contextlib.suppress(OSError):  # SIGHUP: the terminal is gone. Unbuffered, since
+            os.write(2, b"\nstopping after this step; once more stops at once\n")  # tqdm may write
 
     polite = [s for s in POLITE if signal.getsignal(s) is not signal.SIG_IGN]
     handlers = {s: signal.signal(s, note) for s in polite}
@@ -448,7 +447,7 @@ def finish(
 
 
 def main(config: Config | None = None) -> int:
-    """The command. 0 done, 1 out of memory, 2 a sentence about what is wrong, 130 interrupted."""
+    """The command. 0 done, 2 a sentence about what is wrong, 130 interrupted."""
     transformers_logging.set_verbosity_error()
     transformers_logging.disable_progress_bar()
     for stream in (sys.stdout, sys.stderr):

@@ -260,6 +260,18 @@ def test_a_second_signal_does_not_wait_and_saves_no_half_step(small, monkeypatch
     assert checkpoint.read_state(Path(small["out"], "checkpoint"))["step"] == 1
 
 
+def test_a_terminal_that_is_gone_does_not_break_a_step(monkeypatch):
+    """Prevents: SIGHUP of a closed terminal, whose EIO from the handler ends the step midway."""
+
+    def gone(number, text):
+        raise OSError(5, "Input/output error")
+
+    monkeypatch.setattr(recode.os, "write", gone)
+    with recode.patient() as noted:
+        os.kill(os.getpid(), signal.SIGTERM)
+    assert noted == [signal.SIGTERM]
+
+
 def test_nohup_is_respected():
     """Prevents: `nohup python recode.py &` dies when its terminal closes."""
     handler = signal.signal(signal.SIGHUP, signal.SIG_IGN)

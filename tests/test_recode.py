@@ -176,6 +176,8 @@ def test_a_run_with_nothing_to_learn_stops_with_advice(small, algo, monkeypatch,
     lines = (recode.Path(config.out) / "metrics.jsonl").read_text().splitlines()
     assert [json.loads(text).get("step") for text in lines] == [1, 2, 3, None]
     assert "in 3 steps in a row every sample of a prompt scored the same" in capsys.readouterr().out
+    recode.run(parse(["--resume", config.out]))
+    assert "is done, 3 steps; give a larger --patience" in capsys.readouterr().out
     after = AutoModelForCausalLM.from_pretrained(recode.Path(config.out) / "checkpoint")
     before = AutoModelForCausalLM.from_pretrained(config.model)
     pairs = list(zip(before.parameters(), after.parameters(), strict=True))
