@@ -168,14 +168,20 @@ def checksum(path: Path) -> str:
     return digest.hexdigest()
 
 
-def check_room(folder: Path, keep: int) -> None:
-    """ValueError if the disk has no room for the checkpoints to come, each as large as the last."""
-    size = sum(path.stat().st_size for path in (folder / LAST).iterdir())
+def check_room(folder: Path, policy: Policy, keep: int) -> None:
+    """ValueError if the disk has no room for the checkpoints to come.
+
+    Each is as large as the first one and AdamW's two moments, which that does not have yet; and
+    there are `keep` + 1 of them while one more is written.
+    """
+    first = sum(path.stat().st_size for path in (folder / LAST).iterdir())
+    trained = sum(p.numel() for p in policy.model.parameters() if p.requires_grad)
+    size = first + 2 * 4 * trained  # bytes; the moments are float32
     free = shutil.disk_usage(folder).free
-    if free < keep * size:
+    if free + first < (keep + 1) * size:
         raise ValueError(
-            f"{folder}: {keep} more checkpoints of {size / 1e9:.1f} GB do not fit in the "
-            f"{free / 1e9:.1f} GB that are free: make room, or lower --keep"
+            f"{folder}: {keep + 1} checkpoints of {size / 1e6:.0f} MB do not fit in the "
+            f"{free / 1e6:.0f} MB that are free: make room, or lower --keep"
         )
 
 

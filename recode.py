@@ -319,16 +319,17 @@ def run(config: Config) -> None:
             print(f"{folder} is done, {state.step} steps; give a larger {more} to train on")
             return
         check_rows(policy, config)
+        metrics_file = report.Metrics(folder, config.tensorboard, state.step)
         # First what --resume asks for: a kill in between must not leave a folder that is neither.
         report.write(folder / "config.json", json.dumps(config.record(), indent=1) + "\n")
         report.rewind(folder, state.step)
         if state.step == 0:  # a full disk shows now, and whatever ends the run leaves a checkpoint
             checkpoint.save(folder, policy, state, config.keep)
-            checkpoint.check_room(folder, config.keep)
+            checkpoint.check_room(folder, policy, config.keep)
         print(f"{config.algo} on {policy.model.device} (threads: {config.threads}) in {folder}")
         print(machine.crowded(), end="")
         before = graded_base(config, policy, state, folder)
-        loop(config, policy, state, folder)
+        loop(config, policy, state, folder, metrics_file)
         finish(config, policy, state, folder, before)
 
 
@@ -344,10 +345,11 @@ def graded_base(config: Config, policy: Policy, state: State, folder: Path) -> e
     return before
 
 
-def loop(config: Config, policy: Policy, state: State, folder: Path) -> None:
+def loop(
+    config: Config, policy: Policy, state: State, folder: Path, metrics_file: report.Metrics
+) -> None:
     """Run the steps under a progress bar, a line of metrics.jsonl each, and save whole steps."""
     verb = finetune if config.algo == "sft" else train
-    metrics_file = report.Metrics(folder, config.tensorboard, state.step)
     with report.progress(config.algo, config.steps, state.step) as bar, patient() as signals:
         try:
             for metrics in verb(config, policy, state):

@@ -1,5 +1,6 @@
 """checkpoint.py: whoever ends a run, and however, it goes on as if nothing had happened."""
 
+import contextlib
 import json
 import os
 import shutil
@@ -95,6 +96,27 @@ def test_a_disk_without_room_is_told_before_training(small, monkeypatch):
     monkeypatch.setattr(recode, "loop", lambda *args: pytest.fail("it trained"))
     with pytest.raises(ValueError, match="do not fit .* make room, or lower --keep"):
         recode.run(settings(small))
+
+
+def test_the_room_is_that_of_checkpoints_with_moments(small, monkeypatch):
+    """Prevents: a disk that holds the first checkpoint twice, and not one with AdamW's moments."""
+    config = settings(small)
+    policy, state = recode.start(config)
+    folder = Path(small["out"])
+    size = {}
+    for step in (0, 1):
+        if step:
+            next(recode.train(config, policy, state))
+        checkpoint.save(folder, policy, state, keep=1)
+        size[step] = sum(file.stat().st_size for file in (folder / "checkpoint").iterdir())
+        if not step:
+            first = shutil.copytree(folder, Path(f"{folder}-first"))
+    # With keep 2 there are three whole ones at most; the first one is already written.
+    for free, fits in ((3 * size[1] - size[0], True), (2.8 * size[1] - size[0], False)):
+        usage = shutil.disk_usage("/")._replace(free=free)
+        monkeypatch.setattr(checkpoint.shutil, "disk_usage", lambda path, usage=usage: usage)
+        with contextlib.nullcontext() if fits else pytest.raises(ValueError, match="do not fit"):
+            checkpoint.check_room(first, policy, 2)
 
 
 # ---------------------------------------------------------------- damage

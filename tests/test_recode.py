@@ -192,6 +192,15 @@ def test_a_model_without_the_form_is_told_to_imitate_first(small, capsys):
     assert "no sample has the form asked for: start with --algo sft" in shown
 
 
+def test_a_lost_tensorboard_is_told_before_grading(small, monkeypatch):
+    """Prevents: minutes of grading, and a folder that is taken, for a package that is not there."""
+    monkeypatch.setitem(sys.modules, "torch.utils.tensorboard", None)
+    monkeypatch.setattr(recode, "graded_base", lambda *args: pytest.fail("it graded"))
+    with pytest.raises(ValueError, match="pip install tensorboard"):
+        recode.run(settings(small, tensorboard=True))
+    assert not recode.Path(small["out"]).exists()
+
+
 # ---------------------------------------------------------------- divergence
 
 
