@@ -33,6 +33,9 @@ ROOT = Path(__file__).parent.parent
         ({"algo": "dapo", "overlong_buffer": 9999}, "must not exceed"),
         ({"seed": 2**64}, "less than 2.63"),
         ({"seed": -1}, "--seed is -1"),
+        ({"threads": 10**5}, "at most 1024"),  # torch dies of it
+        ({"lora": 10**8}, "at most 1024"),
+        ({"lr": 1e38}, "at most 1e6"),  # AdamW: "cannot be converted to type float"
         ({"group_size": 10**9}, "tokens in one rollout: lower one of them"),
         ({"steps": "3"}, "--steps is '3': give a value of type int"),
         ({"steps": True}, "--steps is True: give a value of type int"),
