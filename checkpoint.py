@@ -111,7 +111,7 @@ def save(folder: Path, policy: Policy, state: State, keep: int = 2) -> None:
     ValueError, and what was there stays, if weights are not finite or the disk is full.
     """
     if not all(torch.isfinite(p).all() for p in policy.model.parameters()):
-        raise ValueError(f"step {state.step}: weights are not finite, so they are not saved")
+        raise ValueError(f"step {state.step}: weights are not finite, not saved: lower --lr")
     fresh = folder / FRESH
     shutil.rmtree(fresh, ignore_errors=True)
     try:

@@ -372,7 +372,7 @@ def loop(
 SKIPS = 4  # optimizer steps in a row that may be skipped
 DIVERGED = (
     f"in {SKIPS} updates in a row loss or gradient was not finite, and none of them was made. "
-    "Lower --lr; the newest checkpoint is from before"
+    "Lower --lr in a new run (--resume keeps it); the newest checkpoint is from before"
 )
 
 
