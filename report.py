@@ -140,7 +140,7 @@ SAMPLED = {
 
 def progress(title: str, steps: int, done: int) -> tqdm:
     """A bar that says the numbers first: on a narrow terminal the bar is what gives way."""
-    form = "{desc} {n_fmt}/{total_fmt} {postfix} [{elapsed}<{remaining}] {bar}"
+    form = "{desc} {n_fmt}/{total_fmt}{postfix} [{elapsed}<{remaining}] {bar}"
     return tqdm(total=steps, initial=done, desc=title, bar_format=form, dynamic_ncols=True)
 
 
