@@ -15,6 +15,7 @@ import contextlib
 import fcntl
 import hashlib
 import json
+import os
 import shutil
 import time
 from collections.abc import Iterator
@@ -31,7 +32,7 @@ from policy import Policy
 
 LAST, FRESH = "checkpoint", "checkpoint.new"
 MOMENTS = ("step", "exp_avg", "exp_avg_sq")  # what AdamW keeps of each parameter
-COUNTS = ("step", "drawn", "live", "idle", "skipped", "seconds")  # of a State
+COUNTS = ("step", "drawn", "live", "idle", "skipped", "seconds", "data")  # of a State
 
 
 @dataclass
@@ -47,6 +48,7 @@ class State:
     skipped: int = 0  # optimizer steps in a row whose loss or gradient was not finite
     seconds: float = 0.0  # of the sessions before this one, which began at `begin`
     begin: float = field(default_factory=time.time)
+    data: str = ""  # fingerprint of the rows
     whole: bool = True  # the weights are those after `step` whole steps
     random: dict[str, Tensor] = field(default_factory=dict)  # generators, as they were then
 
@@ -89,8 +91,11 @@ def claimed(folder: Path) -> Iterator[None]:
     with open(lock, "a") as file:
         try:
             fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except BlockingIOError:
-            raise ValueError(f"{folder} is in use by another run: give another --out") from None
+            free = os.fstat(file.fileno()).st_ino == lock.stat().st_ino  # not one just given up
+        except (BlockingIOError, FileNotFoundError):
+            free = False
+        if not free:
+            raise ValueError(f"{folder} is in use by another run: give another --out")
         try:
             yield
         finally:
@@ -100,8 +105,8 @@ def claimed(folder: Path) -> Iterator[None]:
 
 
 def is_empty(folder: Path) -> bool:
-    """Whether nothing was ever kept here."""
-    return all(path.name == ".lock" for path in folder.iterdir())
+    """Whether nothing was ever kept here; a kill may have left the lock or half a file."""
+    return all(path.name == ".lock" or path.suffix == ".draft" for path in folder.iterdir())
 
 
 # ------------------------------------------------------------------------------------------------
@@ -117,7 +122,7 @@ def save(folder: Path, policy: Policy, state: State, keep: int = 2) -> None:
     if ranks.rank():
         return
     if not all(torch.isfinite(p).all() for p in policy.model.parameters()):
-        raise ValueError(f"step {state.step}: weights are not finite, so they are not saved")
+        raise ValueError(f"step {state.step}: weights are not finite, not saved: lower --lr")
     fresh = folder / FRESH
     shutil.rmtree(fresh, ignore_errors=True)
     try:
@@ -136,14 +141,11 @@ def save(folder: Path, policy: Policy, state: State, keep: int = 2) -> None:
 def promote(folder: Path) -> None:
     """Make the fresh checkpoint the last one. A kill at any point leaves what it needs to go on."""
     fresh, last = folder / FRESH, folder / LAST
-    if last.exists():
-        step = read_state(last)["step"]
-        older = folder / f"{LAST}-{step}"
+    if last in whole(folder) and read_state(last)["step"] != read_state(fresh)["step"]:
+        older = folder / f"{LAST}-{read_state(last)['step']}"
         shutil.rmtree(older, ignore_errors=True)
-        if step == read_state(fresh)["step"]:
-            shutil.rmtree(last)
-        else:
-            last.rename(older)
+        last.rename(older)
+    shutil.rmtree(last, ignore_errors=True)  # one of the same step, or what a kill left of it
     fresh.rename(last)
 
 
@@ -153,10 +155,16 @@ def write(fresh: Path, policy: Policy, state: State) -> None:
     save_file(moments(policy.model, state.optimizer), fresh / "optimizer.safetensors")
     save_file(state.random, fresh / "random.safetensors")
     counts = {name: getattr(state, name) for name in COUNTS} | {"seconds": state.elapsed()}
-    sums = {path.name: checksum(path) for path in sorted(fresh.iterdir())}
+    counts["sha256"] = {path.name: checksum(path) for path in sorted(fresh.iterdir())}
     draft = fresh / "state.draft"
-    draft.write_text(json.dumps(counts | {"sha256": sums}, indent=1) + "\n", encoding="utf-8")
+    text = json.dumps(counts | {"seal": seal(counts)}, indent=1) + "\n"
+    draft.write_text(text, encoding="utf-8")
     draft.rename(fresh / "state.json")
+
+
+def seal(counts: dict) -> str:
+    """A checksum of state.json itself."""
+    return hashlib.sha256(json.dumps(counts, sort_keys=True).encode()).hexdigest()
 
 
 def moments(model: nn.Module, optimizer: torch.optim.AdamW) -> dict[str, Tensor]:
@@ -177,14 +185,20 @@ def checksum(path: Path) -> str:
     return digest.hexdigest()
 
 
-def check_room(folder: Path, keep: int) -> None:
-    """ValueError if the disk has no room for the checkpoints to come, each as large as the last."""
-    size = sum(path.stat().st_size for path in (folder / LAST).iterdir())
+def check_room(folder: Path, policy: Policy, keep: int) -> None:
+    """ValueError if the disk has no room for the checkpoints to come.
+
+    Each is as large as the first one and AdamW's two moments, which that does not have yet; and
+    there are `keep` + 1 of them while one more is written.
+    """
+    first = sum(path.stat().st_size for path in (folder / LAST).iterdir())
+    trained = sum(p.numel() for p in policy.model.parameters() if p.requires_grad)
+    size = first + 2 * 4 * trained  # bytes; the moments are float32
     free = shutil.disk_usage(folder).free
-    if free < keep * size:
+    if free + first < (keep + 1) * size:
         raise ValueError(
-            f"{folder}: {keep} more checkpoints of {size / 1e9:.1f} GB do not fit in the "
-            f"{free / 1e9:.1f} GB that are free: make room, or lower --keep"
+            f"{folder}: {keep + 1} checkpoints of {size / 1e6:.0f} MB do not fit in the "
+            f"{free / 1e6:.0f} MB that are free: make room, or lower --keep"
         )
 
 
@@ -224,10 +238,9 @@ def read_state(checkpoint: Path) -> dict:
     file = checkpoint / "state.json"
     try:
         counts = json.loads(file.read_text(encoding="utf-8"))
-        types = {name: float if name == "seconds" else int for name in COUNTS} | {"sha256": dict}
-        if all(type(counts[name]) is kind for name, kind in types.items()):
+        if counts.pop("seal") == seal(counts):
             return counts
-    except (ValueError, TypeError, KeyError):
+    except (ValueError, TypeError, KeyError, AttributeError):
         pass
     raise damaged(file)
 
@@ -242,6 +255,11 @@ def damaged(file: Path) -> ValueError:
 def restore(checkpoint: Path, policy: Policy, state: State) -> None:
     """Put what `save` wrote into a fresh state; the policy is already that of the checkpoint."""
     counts = read_state(checkpoint)
+    if counts["data"] != state.data:
+        raise ValueError(
+            "the rows of --data are not those that the run began with: put them back, or start a "
+            "new run"
+        )
     for name in COUNTS:
         setattr(state, name, counts[name])
     kept = load_file(checkpoint / "optimizer.safetensors")

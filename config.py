@@ -106,10 +106,12 @@ LIMITS = [
         "1 or more",
     ),
     (
-        "max_refills warmup overlong_buffer lr beta weight_decay show_every threads lora dora",
+        "max_refills warmup overlong_buffer beta weight_decay show_every",
         lambda x: 0 <= x < math.inf,
         "0 or more",
     ),
+    ("lr", lambda x: 0 <= x <= 1e6, "0 or more, and at most 1e6"),
+    ("threads lora dora", lambda x: 0 <= x <= 1024, "0 or more, and at most 1024"),
     ("clip_high max_grad_norm alpha", lambda x: 0 < x < math.inf, "more than 0"),
     ("clip clip_low", lambda x: 0 < x < 1, "more than 0 and less than 1"),
     ("temperature", lambda x: 0 < x < math.inf, "more than 0: greedy samples are all alike"),
@@ -225,7 +227,10 @@ def resumed(given: dict) -> Config:
         raise ValueError(f"--resume {given['resume']}: no run to go on with in that folder")
     try:
         kept = json.loads(file.read_text(encoding="utf-8"))
-        return Config(**kept | given | {"out": given["resume"]})
+        config = Config(**kept | given | {"out": given["resume"]})
+        if not config.record().keys() <= kept.keys():
+            raise TypeError
+        return config
     except (TypeError, UnicodeDecodeError, json.JSONDecodeError):
         raise ValueError(
             f"{file} is not a configuration of this version: start a new run"

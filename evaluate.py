@@ -136,16 +136,19 @@ def lines(report: Report) -> str:
 
 
 def read(path: Path, rows: dict[str, list[data.Example]]) -> Report | None:
-    """What `lines` wrote of these very rows; None if the file is not there or is of others."""
+    """What `lines` wrote of these very rows; None if the file is lost, damaged or of others."""
     if not path.is_file():
         return None
-    kept = [json.loads(line) for line in path.read_text(encoding="utf-8").splitlines()]
     wanted = [(split, example) for split in rows for example in rows[split]]
-    if [(k["split"], k["id"]) for k in kept] != [(split, e.id) for split, e in wanted]:
-        return None
     graded: Report = {split: [] for split in rows}
-    for k, (split, example) in zip(kept, wanted, strict=True):
-        graded[split].append(Graded(example, k["text"], *(k[name] for name in WORTH)))
+    try:
+        kept = [json.loads(line) for line in path.read_text(encoding="utf-8").splitlines()]
+        if [(k["split"], k["id"]) for k in kept] != [(split, e.id) for split, e in wanted]:
+            return None
+        for k, (split, example) in zip(kept, wanted, strict=True):
+            graded[split].append(Graded(example, k["text"], *(k[name] for name in WORTH)))
+    except (ValueError, TypeError, KeyError):
+        return None
     return graded
 
 

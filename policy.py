@@ -12,11 +12,13 @@ Shapes: B prompts, G samples a prompt, T completion length.
 import contextlib
 import importlib.util
 import json
+import struct
 from dataclasses import dataclass
 from pathlib import Path
 from pickle import UnpicklingError
 
 import torch
+from huggingface_hub.errors import StrictDataclassError
 from safetensors import SafetensorError
 from torch import Tensor
 from transformers import (
@@ -145,7 +147,8 @@ class Policy:
 # What transformers, safetensors and torch raise for one broken model folder or another.
 UNREADABLE = (
     *(OSError, ValueError, RuntimeError, TypeError, KeyError, AttributeError, ImportError),
-    *(EOFError, SafetensorError, UnpicklingError),
+    *(EOFError, ArithmeticError, SafetensorError, UnpicklingError),
+    *(struct.error, StrictDataclassError),  # a GGUF file cut short; config.json's wrong types
 )
 
 
@@ -173,9 +176,10 @@ def load(name: str, device: str | torch.device, dtype: torch.dtype = torch.float
     check_weights(name, model, loading)
     ends = model.generation_config.eos_token_id
     ends = ends if isinstance(ends, list) else [ends]
-    eos_ids = [i for i in dict.fromkeys([tokenizer.eos_token_id, *ends]) if i is not None]
-    if not eos_ids:
-        raise ValueError(f"--model {name}: neither tokenizer nor model names an end token")
+    eos_ids = [i for i in [tokenizer.eos_token_id, *ends] if i is not None]
+    if not eos_ids or any(type(i) is not int for i in eos_ids):
+        raise ValueError(f"--model {name}: tokenizer and model must name end tokens by number")
+    eos_ids = list(dict.fromkeys(eos_ids))
     pad_id = eos_ids[0] if tokenizer.pad_token_id is None else tokenizer.pad_token_id
     policy = Policy(model.to(device), tokenizer, eos_ids, pad_id, dtype)
     check_speech(name, policy)

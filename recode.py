@@ -250,11 +250,6 @@ def shares(count: int, parts: int) -> list[list[int]]:
 # ------------------------------------------------------------------------------------------------
 
 
-# ------------------------------------------------------------------------------------------------
-# The run
-# ------------------------------------------------------------------------------------------------
-
-
 def start(config: Config) -> tuple[Policy, State]:
     """The policy and a fresh state, or those of the checkpoint that the run goes on from."""
     device = ranks.begin(place(config.device))
@@ -271,6 +266,7 @@ def start(config: Config) -> tuple[Policy, State]:
     weights = [p for p in policy.model.parameters() if p.requires_grad]
     optimizer = torch.optim.AdamW(weights, lr=config.lr, weight_decay=config.weight_decay)
     state = State(optimizer, generator)
+    state.data = data.fingerprint(config.data)
     if kept:
         checkpoint.restore(kept, policy, state)
     return policy, state
@@ -296,18 +292,18 @@ def check_rows(policy: Policy, config: Config) -> None:
 
 def row_fault(example: data.Example, prompt: int, policy: Policy, new: int) -> str:
     """Why nobody can be right about this row; "" if one can. Lengths in tokens."""
-    answer = data.completion(example)
+    ids = policy.tokenizer.encode(data.completion(example), add_special_tokens=False)
+    length, answer = len(ids) + 1, policy.tokenizer.decode(ids)
     try:
         (graded,) = evaluate.grade([example], [answer])
         right = graded.exact and graded.format == 1
     except ValueError:  # too long a statement
         right = False
-    length = policy.length(answer)
     room = getattr(policy.model.config, "max_position_embeddings", None) or math.inf
     if not right:
         return (
             "its true answer would not score 3 (a fence, a tag or a statement of over 20,000 "
-            "tokens in new_code): mend it"
+            "tokens in new_code, or a text that the tokenizer does not give back): mend it"
         )
     if length > new and example.split in ("", "train"):  # what is graded may be longer
         return f"its true answer has {length} tokens, --max-new-tokens is {new}: raise that"
@@ -331,20 +327,24 @@ def run(config: Config) -> None:
         torch.manual_seed(config.seed)
         policy, state = start(config)
         state.begin = begin
-        if report.is_graded(folder) and state.step >= config.steps:
-            print(f"{folder} is done, {state.step} steps; give a larger --steps to train on")
+        ended = state.step >= config.steps or state.idle >= config.patience
+        if report.is_graded(folder) and ended:
+            more = "--patience" if state.idle >= config.patience else "--steps"
+            print(f"{folder} is done, {state.step} steps; give a larger {more} to train on")
             return
         check_rows(policy, config)
-        report.rewind(folder, state.step)
+        metrics_file = report.Metrics(folder, config.tensorboard, state.step)
+        # First what --resume asks for: a kill in between must not leave a folder that is neither.
         report.write(folder / "config.json", json.dumps(config.record(), indent=1) + "\n")
+        report.rewind(folder, state.step)
         if state.step == 0 and not ranks.rank():
             # A full disk shows now, and whatever ends the run leaves a checkpoint.
             checkpoint.save(folder, policy, state, config.keep)
-            checkpoint.check_room(folder, config.keep)
+            checkpoint.check_room(folder, policy, config.keep)
         print(f"{config.algo} on {policy.model.device} (threads: {config.threads}) in {folder}")
         print(machine.crowded(), end="")
         before = graded_base(config, policy, state, folder)
-        loop(config, policy, state, folder)
+        loop(config, policy, state, folder, metrics_file)
         finish(config, policy, state, folder, before)
 
 
@@ -360,10 +360,11 @@ def graded_base(config: Config, policy: Policy, state: State, folder: Path) -> e
     return before
 
 
-def loop(config: Config, policy: Policy, state: State, folder: Path) -> None:
+def loop(
+    config: Config, policy: Policy, state: State, folder: Path, metrics_file: report.Metrics
+) -> None:
     """Run the steps under a progress bar, a line of metrics.jsonl each, and save whole steps."""
     verb = finetune if config.algo == "sft" else train
-    metrics_file = report.Metrics(folder, config.tensorboard, state.step)
     with report.progress(config.algo, config.steps, state.step) as bar, patient() as signals:
         try:
             for metrics in verb(config, policy, state):
@@ -386,7 +387,7 @@ def loop(config: Config, policy: Policy, state: State, folder: Path) -> None:
 SKIPS = 4  # optimizer steps in a row that may be skipped
 DIVERGED = (
     f"in {SKIPS} updates in a row loss or gradient was not finite, and none of them was made. "
-    "Lower --lr; the newest checkpoint is from before"
+    "Lower --lr in a new run (--resume keeps it); the newest checkpoint is from before"
 )
 
 
@@ -422,7 +423,8 @@ def patient() -> Iterator[list[int]]:
         if noted:
             raise KeyboardInterrupt
         noted.append(number)
-        sys.__stderr__.write("\nstopping after this step; once more stops at once\n")
+        with contextlib.suppress(OSError):  # SIGHUP: the terminal is gone. Unbuffered, since
+            os.write(2, b"\nstopping after this step; once more stops at once\n")  # tqdm may write
 
     polite = [s for s in POLITE if signal.getsignal(s) is not signal.SIG_IGN]
     handlers = {s: signal.signal(s, note) for s in polite}
@@ -463,7 +465,7 @@ def finish(
 
 
 def main(config: Config | None = None) -> int:
-    """The command. 0 done, 1 out of memory, 2 a sentence about what is wrong, 130 interrupted."""
+    """The command. 0 done, 2 a sentence about what is wrong, 130 interrupted."""
     transformers_logging.set_verbosity_error()
     transformers_logging.disable_progress_bar()
     for stream in (sys.stdout, sys.stderr):

@@ -144,7 +144,7 @@ SAMPLED = {
 
 def progress(title: str, steps: int, done: int) -> tqdm:
     """A bar that says the numbers first: on a narrow terminal the bar is what gives way."""
-    form = "{desc} {n_fmt}/{total_fmt} {postfix} [{elapsed}<{remaining}] {bar}"
+    form = "{desc} {n_fmt}/{total_fmt}{postfix} [{elapsed}<{remaining}] {bar}"
     how = {"bar_format": form, "dynamic_ncols": True, "disable": ranks.rank() > 0}
     return tqdm(total=steps, initial=done, desc=title, **how)
 
@@ -227,7 +227,8 @@ def rows(folder: Path) -> list[dict]:
             row = json.loads(line) if line.strip() else None
         except ValueError:
             row = 0
-        if row is not None and not isinstance(row, dict):
+        sound = isinstance(row, dict) and type(row.get("step", 0)) is int
+        if row is not None and not sound:
             raise ValueError(f"{file}, line {number}, is damaged: delete that line to go on")
         parsed += [row] if row else []
     return parsed

@@ -9,6 +9,7 @@ Not here: how the rows are made (`data/build.py`), and the bundled policy (`data
 
 import ast
 import functools
+import hashlib
 import json
 import re
 from dataclasses import dataclass, fields
@@ -81,6 +82,11 @@ def where(path: str | Path | None, example: Example) -> str:
     path = Path(path) if path else DEFAULT
     rows = _rows(path, path.stat().st_mtime_ns)
     return f"{path}, line {next(n for n, row in rows.items() if row == example)}"
+
+
+def fingerprint(path: str | Path | None) -> str:
+    """The same for the same rows: a run that goes on must find the data that it began with."""
+    return hashlib.sha256(repr(_read(path)).encode()).hexdigest()
 
 
 def _read(path: str | Path | None) -> list[Example]:

@@ -1,5 +1,6 @@
 """checkpoint.py: whoever ends a run, and however, it goes on as if nothing had happened."""
 
+import contextlib
 import json
 import os
 import shutil
@@ -96,6 +97,27 @@ def test_a_disk_without_room_is_told_before_training(small, monkeypatch):
         recode.run(settings(small))
 
 
+def test_the_room_is_that_of_checkpoints_with_moments(small, monkeypatch):
+    """Prevents: a disk that holds the first checkpoint twice, and not one with AdamW's moments."""
+    config = settings(small)
+    policy, state = recode.start(config)
+    folder = Path(small["out"])
+    size = {}
+    for step in (0, 1):
+        if step:
+            next(recode.train(config, policy, state))
+        checkpoint.save(folder, policy, state, keep=1)
+        size[step] = sum(file.stat().st_size for file in (folder / "checkpoint").iterdir())
+        if not step:
+            first = shutil.copytree(folder, Path(f"{folder}-first"))
+    # With keep 2 there are three whole ones at most; the first one is already written.
+    for free, fits in ((3 * size[1] - size[0], True), (2.8 * size[1] - size[0], False)):
+        usage = shutil.disk_usage("/")._replace(free=free)
+        monkeypatch.setattr(checkpoint.shutil, "disk_usage", lambda path, usage=usage: usage)
+        with contextlib.nullcontext() if fits else pytest.raises(ValueError, match="do not fit"):
+            checkpoint.check_room(first, policy, 2)
+
+
 # ---------------------------------------------------------------- damage
 
 
@@ -114,14 +136,32 @@ def test_a_flipped_byte_is_found(small, name):
         checkpoint.newest(folder)
 
 
-@pytest.mark.parametrize("text", ["", "{", "[]", '{"step": 1}', '{"step": "1"}'])
-def test_a_damaged_state_is_one_sentence(small, text):
-    """Prevents: a KeyError or JSONDecodeError for a file that a person opened and saved."""
+@pytest.mark.parametrize(
+    "spoil",
+    [*(lambda text, new=new: new for new in ("", "{", "[]", '{"step": 1}')),
+     lambda text: text.replace('"drawn": 2', '"drawn": 3')],
+)  # fmt: skip
+def test_a_damaged_state_is_one_sentence(small, spoil):
+    """Prevents: a KeyError for a file that a person opened and saved, or another place in the
+    data after an edit that nobody remembers."""
     policy, state, folder = begin(small)
     checkpoint.save(folder, policy, state)
-    (folder / "checkpoint" / "state.json").write_text(text)
+    file = folder / "checkpoint" / "state.json"
+    assert spoil(file.read_text()) != file.read_text()
+    file.write_text(spoil(file.read_text()))
     with pytest.raises(ValueError, match="state.json is damaged"):
         checkpoint.newest(folder)
+
+
+def test_other_data_are_refused(small):
+    """Prevents: a run that goes on with rows that changed, under the grades of the old ones."""
+    policy, state, folder = begin(small)
+    checkpoint.save(folder, policy, state)
+    (folder / "config.json").write_text(json.dumps(settings(small).record()))
+    file = Path(small["data"])
+    file.write_text(file.read_text().replace("lib.new_3", "lib.newer_3"))
+    with pytest.raises(ValueError, match="not those that the run began with"):
+        recode.start(parse(["--resume", str(folder)]))
 
 
 def test_a_lost_file_is_found(small):
@@ -141,6 +181,35 @@ def test_a_whole_checkpoint_under_another_name_is_used(small, left):
     (folder / "checkpoint").rename(folder / left)
     (folder / "checkpoint.draft").mkdir()  # and half of another is no checkpoint
     assert checkpoint.read_state(checkpoint.newest(folder))["step"] == 1
+
+
+@pytest.mark.parametrize("half", ["", "optimizer.safetensors"])
+def test_a_kill_while_the_last_one_is_deleted_is_mended(small, half):
+    """Prevents: `No such file: checkpoint/state.json` at every --resume, beside a whole one."""
+    policy, state, folder = begin(small)
+    checkpoint.save(folder, policy, state)
+    shutil.copytree(folder / "checkpoint", folder / "checkpoint.new")  # the same step again
+    (folder / "checkpoint" / "state.json").unlink()
+    (folder / "checkpoint" / half).unlink() if half else None
+    assert checkpoint.read_state(checkpoint.newest(folder))["step"] == 1
+    assert [p.name for p in folder.iterdir()] == ["checkpoint"]
+
+
+def test_a_kill_before_the_configuration_is_written_leaves_a_folder_to_start_in(small, monkeypatch):
+    """Prevents: a folder that a new run calls "not empty" and --resume "no run to go on with"."""
+    real, done = recode.report.write, []
+
+    def killed(path, text):
+        done.append(path.name)
+        path.with_name(path.name + ".draft").write_text(text[:9])
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(recode.report, "write", killed)
+    with pytest.raises(KeyboardInterrupt):
+        recode.run(settings(small))
+    assert done == ["config.json"]
+    monkeypatch.setattr(recode.report, "write", real)
+    recode.run(settings(small))
 
 
 # ---------------------------------------------------------------- two runs, one folder
@@ -228,6 +297,18 @@ def test_a_second_signal_does_not_wait_and_saves_no_half_step(small, monkeypatch
         recode.run(settings(small, save_every=1))
     assert len(calls) == 3
     assert checkpoint.read_state(Path(small["out"], "checkpoint"))["step"] == 1
+
+
+def test_a_terminal_that_is_gone_does_not_break_a_step(monkeypatch):
+    """Prevents: SIGHUP of a closed terminal, whose EIO from the handler ends the step midway."""
+
+    def gone(number, text):
+        raise OSError(5, "Input/output error")
+
+    monkeypatch.setattr(recode.os, "write", gone)
+    with recode.patient() as noted:
+        os.kill(os.getpid(), signal.SIGTERM)
+    assert noted == [signal.SIGTERM]
 
 
 def test_nohup_is_respected():

@@ -33,6 +33,9 @@ ROOT = Path(__file__).parent.parent
         ({"algo": "dapo", "overlong_buffer": 9999}, "must not exceed"),
         ({"seed": 2**64}, "less than 2.63"),
         ({"seed": -1}, "--seed is -1"),
+        ({"threads": 10**5}, "at most 1024"),  # torch dies of it
+        ({"lora": 10**8}, "at most 1024"),
+        ({"lr": 1e38}, "at most 1e6"),  # AdamW: "cannot be converted to type float"
         ({"group_size": 10**9}, "tokens in one rollout: lower one of them"),
         ({"steps": "3"}, "--steps is '3': give a value of type int"),
         ({"steps": True}, "--steps is True: give a value of type int"),
@@ -106,7 +109,7 @@ def test_resume_refuses_another_configuration(small):
     with pytest.raises(ValueError, match="leave --lr away"):
         parse(["--resume", str(folder), "--lr", "1"])
     assert parse(["--resume", str(folder), "--steps", "7"]).steps == 7
-    for other in ('{"what": 1}', "[]", "{", '"x"', ""):
+    for other in ('{"what": 1}', "[]", "{}", "{", '"x"', ""):
         (folder / "config.json").write_text(other)
         with pytest.raises(ValueError, match="not a configuration of this version"):
             parse(["--resume", str(folder)])

@@ -53,6 +53,14 @@ def test_answers_come_back_as_they_were_written(tmp_path):
     assert evaluate.read(tmp_path / "none.jsonl", rows) is None
 
 
+@pytest.mark.parametrize("damage", ["{", "[]", '{"split": "test"}', "\x00"])
+def test_damaged_answers_are_graded_anew(tmp_path, damage):
+    """Prevents: a KeyError at --resume for a line of before.jsonl, which can be made again."""
+    rows = {"test": data.load(split="test")[:1]}
+    (tmp_path / "a.jsonl").write_text(damage + "\n")
+    assert evaluate.read(tmp_path / "a.jsonl", rows) is None
+
+
 def test_metrics_have_null_for_what_is_not_finite(tmp_path):
     """Prevents: bare NaN in a file that other tools read as JSON."""
     report.Metrics(tmp_path).append({"step": 1, "loss": math.nan, "kl": math.inf, "reward": 1.5})
@@ -76,6 +84,9 @@ def test_a_damaged_line_of_metrics_has_a_number(tmp_path):
     lines = ['{"step": 1}', "", '{"step": 2', '{"step": 3}']
     (tmp_path / "metrics.jsonl").write_text("\n".join(lines) + "\n")
     with pytest.raises(ValueError, match="metrics.jsonl, line 3, is damaged"):
+        report.rewind(tmp_path, 3)
+    (tmp_path / "metrics.jsonl").write_text('{"step": "1"}\n')
+    with pytest.raises(ValueError, match="metrics.jsonl, line 1, is damaged"):
         report.rewind(tmp_path, 3)
     (tmp_path / "metrics.jsonl").write_text('{"step": 1}\n\n{"step": 2}\n{"step": 3')
     report.rewind(tmp_path, 2)

@@ -119,6 +119,29 @@ def test_a_tokenizer_of_another_model_is_refused(copy):
     refused(copy, "more tokens than its")
 
 
+@pytest.mark.parametrize(
+    ("file", "change", "sentence"),
+    [
+        ("config.json", {"hidden_size": "a"}, "cannot be loaded"),
+        ("config.json", {"num_attention_heads": 0}, "cannot be loaded"),
+        ("config.json", {"num_hidden_layers": 1}, "cannot be loaded"),
+        ("generation_config.json", {"eos_token_id": "x"}, "end tokens by number"),
+        ("generation_config.json", {"eos_token_id": [[1]]}, "end tokens by number"),
+    ],
+)
+def test_a_setting_of_the_wrong_kind_is_refused(copy, file, change, sentence):
+    """Prevents: a traceback of transformers for a config.json that somebody edited."""
+    config = json.loads((copy / file).read_text())
+    (copy / file).write_text(json.dumps(config | change))
+    refused(copy, sentence)
+
+
+def test_a_cut_gguf_file_is_one_sentence(tmp_path):
+    """Prevents: a struct.error for a download that broke off."""
+    (tmp_path / "a.gguf").write_bytes(b"GGUF\0\0")
+    refused(tmp_path / "a.gguf", "cannot be loaded")
+
+
 def test_a_missing_folder_is_one_sentence():
     """Prevents: forty lines from inside the hub client."""
     refused("/no/such/folder", "no such folder")

@@ -25,14 +25,10 @@ OWN = {"grpo": {"group_size": 4, "updates": 1}, "sft": {}}
 OWN["dapo"] = OWN["grpo"] | {"max_refills": 1}
 SCRIPT = """
 import json, sys
-import torch
-torch.set_num_threads(1)
 import recode
 from config import Config
 for settings in json.loads(sys.argv[1]):
-    code = recode.main(Config(**settings))
-    if code:
-        sys.exit(code)
+    recode.run(Config(**settings))
 """
 
 

@@ -176,6 +176,8 @@ def test_a_run_with_nothing_to_learn_stops_with_advice(small, algo, monkeypatch,
     lines = (recode.Path(config.out) / "metrics.jsonl").read_text().splitlines()
     assert [json.loads(text).get("step") for text in lines] == [1, 2, 3, None]
     assert "in 3 steps in a row every sample of a prompt scored the same" in capsys.readouterr().out
+    recode.run(parse(["--resume", config.out]))
+    assert "is done, 3 steps; give a larger --patience" in capsys.readouterr().out
     after = AutoModelForCausalLM.from_pretrained(recode.Path(config.out) / "checkpoint")
     before = AutoModelForCausalLM.from_pretrained(config.model)
     pairs = list(zip(before.parameters(), after.parameters(), strict=True))
@@ -188,6 +190,15 @@ def test_a_model_without_the_form_is_told_to_imitate_first(small, capsys):
     recode.run(settings(small, patience=1))
     shown = capsys.readouterr().out
     assert "no sample has the form asked for: start with --algo sft" in shown
+
+
+def test_a_lost_tensorboard_is_told_before_grading(small, monkeypatch):
+    """Prevents: minutes of grading, and a folder that is taken, for a package that is not there."""
+    monkeypatch.setitem(sys.modules, "torch.utils.tensorboard", None)
+    monkeypatch.setattr(recode, "graded_base", lambda *args: pytest.fail("it graded"))
+    with pytest.raises(ValueError, match="pip install tensorboard"):
+        recode.run(settings(small, tensorboard=True))
+    assert not recode.Path(small["out"]).exists()
 
 
 # ---------------------------------------------------------------- divergence
