@@ -98,8 +98,8 @@ def rows(path: Path, exact: list[str] | None = None) -> Iterator[Row]:
 def releases(source: dict, update: dict, exact: list[str] | None = None) -> tuple[Release, Release]:
     """The old and the new release; what an update requires adds to what its file requires.
 
-    With `exact` the new one is `new_version` itself. Where the list has a Python, and packages to
-    put beside it, these and what the old release requires stand for what the new one requires.
+    With `exact` the new one is `new_version` itself. Where the list has a Python, the packages
+    after it, or else what the old release requires, stand for what the new one requires.
     """
     library, old, new = source["library"], update["old_version"], update["new_version"]
     if exact is None:
@@ -111,7 +111,7 @@ def releases(source: dict, update: dict, exact: list[str] | None = None) -> tupl
     old_requires = source.get("old_requires", []) + update.get("old_requires", []) or requires
     old_release = f"Python {update.get('old_python', python)}", f"{library}=={old}", *old_requires
     if exact:
-        python, requires = exact[0], [*old_requires, *exact[1:]]
+        python, requires = exact[0], exact[1:] or old_requires
     return old_release, (f"Python {python}", f"{library}=={new}", *requires)
 
 

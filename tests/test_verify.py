@@ -228,7 +228,8 @@ def test_an_exact_release_is_the_new_version_under_a_python_that_has_it():
     old, new = verify.releases(source, update, [])
     assert old == ("Python 3.9", "toy==1", "c") and new == ("Python 3.9", "toy==2", "a")
     old, new = verify.releases(source, update, ["3.7", "d<4"])
-    assert old == ("Python 3.9", "toy==1", "c") and new == ("Python 3.7", "toy==2", "c", "d<4")
+    assert old == ("Python 3.9", "toy==1", "c") and new == ("Python 3.7", "toy==2", "d<4")
+    assert verify.releases(source, update, ["3.7"])[1] == ("Python 3.7", "toy==2", "c")
 
 
 @pytest.mark.parametrize(
