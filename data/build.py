@@ -3,13 +3,17 @@
     python -m data.build          writes data/updates.jsonl and prints its counts
 
 One row is one usage of one update, with one wording of its note. The same sources give the same
-bytes.
+bytes. Rows that would measure the wrong thing are refused: a target that the note does not
+determine, and an edit that is both trained on and asked.
 """
 
+import ast
 import collections
+import io
 import json
 import re
 import sys
+import tokenize
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -22,6 +26,7 @@ HARD = HERE / "hard"  # the files of the split test_hard, any number for a libra
 # Whole libraries that training never sees.
 TEST = {"bokeh", "gensim", "jax", "seaborn", "statsmodels", "xarray"}
 ROWS = 4  # of a training update at most: other updates teach more than more of the same
+FIELDS = "id", "kind", "old_version", "new_version", "description", "notes", "usages"
 UNCHANGED = "note does not apply"  # the kind of a row whose right answer is its old code
 
 
@@ -29,11 +34,30 @@ def sources() -> dict[str, list[Path]]:
     """The YAML files of each library, by its name in small letters."""
     found = collections.defaultdict(list)
     for path in sorted(UPDATES.glob("*.yaml")) + sorted(HARD.glob("*.yaml")):
-        named = re.search(r"(?m)^library: *[\"']?([\w.-]+)", path.read_text(encoding="utf-8"))
-        if not named:
-            raise ValueError(f"{path.name}: no line 'library: NAME' says which library it is about")
-        found[named[1].lower()].append(path)
+        says = re.search(r"(?m)^library: *[\"']?([\w.-]+)", path.read_text(encoding="utf-8"))
+        if not says:
+            raise ValueError(
+                f"{named(path)}: no line 'library: NAME' says which library it is about"
+            )
+        found[says[1].lower()].append(path)
     return dict(sorted(found.items()))
+
+
+def named(path: Path) -> str:
+    return f"{path.parent.name}/{path.name}"
+
+
+def read(path: Path) -> dict:
+    """One file as it stands; ValueError says where it is no YAML or lacks a field."""
+    try:
+        source = yaml.safe_load(path.read_text(encoding="utf-8"))
+    except yaml.YAMLError as error:
+        raise ValueError(f"{named(path)} is not YAML: {' '.join(str(error).split())}") from None
+    for update in source["updates"]:
+        for field in FIELDS:
+            if not update.get(field):
+                raise ValueError(f"{named(path)}, {update.get('id')}: give it the field '{field}'")
+    return source
 
 
 def usages(update: dict, most: int | None = None) -> list[tuple[int, str, str]]:
@@ -62,7 +86,7 @@ def rows(path: Path) -> Iterator[dict[str, str]]:
 
     ValueError names file and row of the first fault.
     """
-    source = yaml.safe_load(path.read_text(encoding="utf-8"))
+    source = read(path)
     library = source["library"]
     for update in source["updates"]:
         split = "test" if library in TEST else update.get("split", "train")
@@ -82,28 +106,127 @@ def rows(path: Path) -> Iterator[dict[str, str]]:
                 "new_code": new.strip("\n"),
             }
             if fault := check(row):
-                raise ValueError(f"{path.parent.name}/{path.name}, {row['id']}: {fault}")
+                raise ValueError(f"{named(path)}, {row['id']}: {fault}")
             yield row
 
 
+# ---------------------------------------------------------------- what is refused
+
+LAYOUT = {tokenize.COMMENT, tokenize.NL, tokenize.NEWLINE, tokenize.INDENT, tokenize.DEDENT}
+Edit = tuple[set[str], set[str]]  # the tokens that an edit removes, and those that it adds
+
+
 def check(row: dict[str, str]) -> str:
-    """What is wrong with one row, as the end of a sentence; "" where nothing is."""
-    if (row["kind"] == UNCHANGED) != (row["old_code"] == row["new_code"]):
-        return f"a row's new code is its old code if, and only if, its kind is '{UNCHANGED}'"
+    """What is wrong with one row, in the words that end a sentence; "" where nothing is."""
+    old, new = row["old_code"], row["new_code"]
+    try:
+        lost = sorted(imports(old) - imports(new) - sources_of_names(new))
+    except (SyntaxError, ValueError) as error:
+        return f"one side is not valid Python ({error})"
+    if (row["kind"] == UNCHANGED) != (old == new):
+        return f"the new code is the old code if, and only if, the kind is '{UNCHANGED}'"
+    if wraps(new) > wraps(old):
+        return "the new code breaks a line inside brackets where the old code does not: join it"
+    if lost := [name for name in lost if not dismissed(name, row["update_info"])]:
+        return f"'import {lost[0]}' goes, but the note does not say so: keep it, or let the note"
     return ""
+
+
+def imports(code: str) -> set[str]:
+    """The modules of all statements `import module`."""
+    found = [node for node in ast.walk(ast.parse(code)) if isinstance(node, ast.Import)]
+    return {alias.name for node in found for alias in node.names}
+
+
+def sources_of_names(code: str) -> set[str | None]:
+    """The modules of all statements `from module import name`."""
+    return {node.module for node in ast.walk(ast.parse(code)) if isinstance(node, ast.ImportFrom)}
+
+
+def dismissed(module: str, note: str) -> bool:
+    """Whether a note can mean that `import module` goes: it names the module itself, not only
+    something in it, and speaks of modules or of importing."""
+    alone = re.search(rf"(?<![\w.]){re.escape(module)}(?!\w|\.\w|\()", note)
+    return bool(alone and re.search(r"(?i)\b(import|module)", note))
+
+
+def tokens(code: str) -> Iterator[tokenize.TokenInfo]:
+    return tokenize.generate_tokens(io.StringIO(code).readline)
+
+
+def wraps(code: str) -> int:
+    """The number of line breaks inside brackets."""
+    depth = count = 0
+    for token in tokens(code):
+        if token.type == tokenize.OP:
+            depth += (token.string in "([{") - (token.string in ")]}")
+        count += depth > 0 and token.type == tokenize.NL
+    return count
+
+
+def edit(row: dict[str, str]) -> Edit:
+    """The sets of tokens that a row's edit removes and adds."""
+    old, new = (
+        collections.Counter(t.string for t in tokens(row[side]) if t.type not in LAYOUT)
+        for side in ("old_code", "new_code")
+    )
+    return set(old - new), set(new - old)
+
+
+def taught(row: dict[str, str], other: dict[str, str], whole: Edit, part: Edit) -> bool:
+    """Whether the edit of `other` answers `row`, which training does not see, from another split.
+
+    test_hard asks about updates of the other test splits once more, but about none of train's, not
+    even beside another update of the same library.
+    """
+    if "test_hard" not in (row["split"], other["split"]):
+        return whole == part
+    same = row["dependency"] == other["dependency"] and whole[0] >= part[0] and whole[1] >= part[1]
+    return other["split"] == "train" and (same or whole == part)
+
+
+def check_splits(found: list[tuple[str, dict[str, str]]]) -> None:
+    """ValueError names the first edit that stands in two splits. Bare punctuation is no edit."""
+    edits = [(file, row, edit(row)) for file, row in found]
+    known = [e for e in edits if re.search(r"\w", " ".join(e[2][0] | e[2][1]))]
+    for file, row, whole in known:
+        for _, other, part in known:
+            if row["split"] in ("train", other["split"]) or not taught(row, other, whole, part):
+                continue
+            raise ValueError(
+                f"{file}, {row['id']}: split {other['split']} has this edit, too, in "
+                f"{other['id']}: take one of them out"
+            )
+
+
+# ---------------------------------------------------------------- the file
 
 
 def build() -> str:
     """The whole file as text: one JSON object a line, sorted by id. ValueError names a fault."""
-    found: dict[str, dict[str, str]] = {}
+    found: dict[str, tuple[str, dict[str, str]]] = {}
     for path in (path for paths in sources().values() for path in paths):
         for row in rows(path):
             if row["id"] in found:
-                raise ValueError(
-                    f"{path.parent.name}/{path.name}, {row['id']}: a second row of this id"
-                )
-            found[row["id"]] = row
-    return "".join(json.dumps(found[name], ensure_ascii=False) + "\n" for name in sorted(found))
+                file = found[row["id"]][0]
+                raise ValueError(f"{named(path)}, {row['id']}: a row of {file} has this id, too")
+            found[row["id"]] = named(path), row
+    ordered = [found[name] for name in sorted(found)]
+    check_splits(ordered)
+    return "".join(json.dumps(row, ensure_ascii=False) + "\n" for _, row in ordered)
+
+
+def counts(found: list[dict[str, str]]) -> str:
+    """Markdown: the number of updates and rows of each split, library and kind."""
+    lines, updates = [], {row["id"].rpartition("-")[0] for row in found}
+    for field in ("split", "dependency", "kind"):
+        lines += ["", f"| {field} | updates | rows |", "|---|---|---|"]
+        for name in sorted({row[field] for row in found}):
+            of = [row["id"].rpartition("-")[0] for row in found if row[field] == name]
+            label = f"{name} (held out)" if name in TEST else name
+            lines.append(f"| {label} | {len(set(of))} | {len(of)} |")
+        lines.append(f"| all | {len(updates)} | {len(found)} |")
+    return "\n".join(lines[1:])
 
 
 def main() -> int:
@@ -113,16 +236,8 @@ def main() -> int:
         print(error, file=sys.stderr)
         return 2
     DEFAULT.write_text(text, encoding="utf-8", newline="\n")
-    found = [json.loads(line) for line in text.split("\n")[:-1]]
-    updates = {row["id"].rpartition("-")[0]: row for row in found}
-    for field in ("split", "kind", "dependency"):
-        counts = collections.Counter(row[field] for row in found)
-        distinct = collections.Counter(row[field] for row in updates.values())
-        for name in sorted(counts):
-            print(f"{field:12} {name:20} {counts[name]:5} rows {distinct[name]:4} updates")
-    print(
-        f"{len(found)} rows of {len(updates)} updates, {len(text.encode())} bytes: {DEFAULT.name}"
-    )
+    print(counts([json.loads(line) for line in text.split("\n")[:-1]]))
+    print(f"\n{DEFAULT.name}: {len(text.encode())} bytes", file=sys.stderr)
     return 0
 
 

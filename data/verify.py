@@ -3,6 +3,8 @@
     pip install pyyaml tqdm uv
     python -m data.verify                      proves the rows that are new, changed or not proved
     python -m data.verify --library httpx      the same for one library
+    python -m data.verify --exact              proves one row of an update in `new_version` itself
+    python -m data.verify --exact 3.9 "six<2"  the same under another Python, beside other packages
 
 Three runs a row: (1) the new code in the new release runs, prints and gives no deprecation warning;
 (2) the old code in the new release fails, warns of a deprecation or prints something else; (3) the
@@ -33,12 +35,12 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import NamedTuple
 
-import yaml
 from tqdm import tqdm
 
 from data import HERE, build
 
 RECORD = HERE / "verified.jsonl"
+EXACT = HERE / "verified_exact.jsonl"  # of --exact
 LIMIT = 120  # seconds for a program; a first import on a busy machine takes long
 PATIENCE = 900  # seconds for an installation
 MISSING = "not installed"
@@ -77,28 +79,40 @@ def digest(*texts: str) -> str:
     return hashlib.sha256("\0".join(texts).encode()).hexdigest()[:12]
 
 
-def rows(path: Path) -> Iterator[Row]:
-    """The rows of one file with the releases that prove them."""
-    source = yaml.safe_load(path.read_text(encoding="utf-8"))
-    of_update = {update["id"]: releases(source, update) for update in source["updates"]}
+def rows(path: Path, exact: list[str] | None = None) -> Iterator[Row]:
+    """The rows of one file with the releases that prove them.
+
+    With `exact`, one row of each update that is otherwise proved in a later release than its own.
+    """
+    source = build.read(path)
+    of_update = {update["id"]: update for update in source["updates"]}
+    seen: set[str] = set()
     for row in build.rows(path):
-        values = [row[field] for field in Row._fields[:4]]
-        yield Row(*values, *of_update[row["id"].rpartition("-")[0]])
+        update = of_update[row["id"].rpartition("-")[0]]
+        later = update.get("run_version", update["new_version"]) != update["new_version"]
+        if exact is None or later and update["id"] not in seen:
+            yield Row(*[row[field] for field in Row._fields[:4]], *releases(source, update, exact))
+        seen.add(update["id"])
 
 
-def releases(source: dict, update: dict) -> tuple[Release, Release]:
-    """The old and the new release; what an update requires adds to what its file requires."""
-    library, old = source["library"], update["old_version"]
-    new = update.get("run_version", update["new_version"])
+def releases(source: dict, update: dict, exact: list[str] | None = None) -> tuple[Release, Release]:
+    """The old and the new release; what an update requires adds to what its file requires.
+
+    With `exact` the new one is `new_version` itself. Where the list has a Python, and packages to
+    put beside it, these and what the old release requires stand for what the new one requires.
+    """
+    library, old, new = source["library"], update["old_version"], update["new_version"]
+    if exact is None:
+        new = update.get("run_version", new)
     if library == "python":
         return (f"Python {old}",), (f"Python {new}",)
     python = update.get("python", source.get("python", "3.11"))
     requires = source.get("requires", []) + update.get("requires", [])
     old_requires = source.get("old_requires", []) + update.get("old_requires", []) or requires
-    return (
-        (f"Python {update.get('old_python', python)}", f"{library}=={old}", *old_requires),
-        (f"Python {python}", f"{library}=={new}", *requires),
-    )
+    old_release = f"Python {update.get('old_python', python)}", f"{library}=={old}", *old_requires
+    if exact:
+        python, requires = exact[0], [*old_requires, *exact[1:]]
+    return old_release, (f"Python {python}", f"{library}=={new}", *requires)
 
 
 def modules(row: Row) -> tuple[str, ...]:
@@ -352,21 +366,21 @@ def state(record: dict[str, str]) -> str:
     return STATES[record["old_on_old"] == MISSING]
 
 
-def read() -> dict[str, dict[str, str]]:
-    """The records by id."""
-    lines = RECORD.read_text(encoding="utf-8").splitlines() if RECORD.exists() else []
+def read(path: Path) -> dict[str, dict[str, str]]:
+    """The records of a file by id."""
+    lines = path.read_text(encoding="utf-8").splitlines() if path.exists() else []
     try:
         return {record["id"]: record for record in map(json.loads, lines)}
     except (ValueError, TypeError, KeyError):
-        sys.exit(f"{RECORD.name} has a line that is no record: delete the file and start again")
+        sys.exit(f"{path.name} has a line that is no record: delete the file and start again")
 
 
-def write(records: dict[str, dict[str, str]]) -> None:
-    """Replace the file at one stroke, so that it is whole at any time."""
-    draft = RECORD.with_suffix(".draft")
+def write(path: Path, records: dict[str, dict[str, str]]) -> None:
+    """Replace a file at one stroke, so that it is whole at any time."""
+    draft = path.with_suffix(".draft")
     lines = [json.dumps(records[name], ensure_ascii=False) + "\n" for name in sorted(records)]
     draft.write_text("".join(lines), encoding="utf-8", newline="\n")
-    draft.replace(RECORD)
+    draft.replace(path)
 
 
 def summary(records: list[dict[str, str]]) -> None:
@@ -392,6 +406,8 @@ def arguments(argv: list[str] | None) -> argparse.Namespace:
     add("--keep", action="store_true", help="keep the environments in --envs for another time")
     add("--jobs", type=int, default=2, help="libraries at a time")
     add("--again", action="store_true", help="prove also what is proved")
+    text = "prove one row of each update in new_version itself, if need be under this Python"
+    add("--exact", nargs="*", metavar=("PYTHON", "PACKAGE"), help=text)
     args = parser.parse_args(argv)
     if not hasattr(os, "fork"):
         parser.error("this needs os.fork: run it on Linux or macOS")
@@ -404,22 +420,32 @@ def arguments(argv: list[str] | None) -> argparse.Namespace:
     return args
 
 
-def stands(row: Row, record: dict[str, str]) -> bool:
-    """Whether a record is about this very row and needs no other try."""
-    return fingerprint(row).items() <= record.items() and state(record) != STATES[3]
+def stands(row: Row, record: dict[str, str], exact: list[str] | None) -> bool:
+    """Whether a record is about this very row and needs no other try.
+
+    With `exact`, whatever another Python has proved of this release stands.
+    """
+    if exact is None:
+        return fingerprint(row).items() <= record.items() and state(record) != STATES[3]
+    proved = record and state(record) in STATES[:2]
+    same = proved and record["code"] == fingerprint(row)["code"]
+    return bool(same and row.new_release[:2][-1] == record["new_release"].split(", ")[:2][-1])
 
 
 async def prove_all(args: argparse.Namespace, scratch: Path) -> list[dict[str, str]]:
     """Prove the libraries asked for, the largest first, and return their records."""
-    records, gate = read(), asyncio.Semaphore(args.jobs)
-    paths = build.sources()
-    found = [[row for path in paths[name] for row in rows(path)] for name in args.library]
+    path = RECORD if args.exact is None else EXACT
+    records, gate = read(path), asyncio.Semaphore(args.jobs)
+    files = build.sources()
+    found = [
+        [row for file in files[name] for row in rows(file, args.exact)] for name in args.library
+    ]
     names = {row.id for library in found for row in library}
-    libraries = {row.dependency for library in found for row in library}
-    for name in [n for n, r in records.items() if r["dependency"] in libraries and n not in names]:
-        del records[name]
+    for name in set(records) - names:
+        if records[name]["dependency"].lower() in args.library:
+            del records[name]
     todo = [
-        [row for row in library if args.again or not stands(row, records.get(row.id, {}))]
+        [r for r in library if args.again or not stands(r, records.get(r.id, {}), args.exact)]
         for library in found
     ]
     envs = args.envs.resolve() if args.envs else scratch / "envs"
@@ -427,7 +453,7 @@ async def prove_all(args: argparse.Namespace, scratch: Path) -> list[dict[str, s
 
         def done(row: Row, *runs: Run) -> None:
             record = records[row.id] = judge(row, *runs)
-            write(records)
+            write(path, records)
             bar.update()
             if state(record) == STATES[3]:
                 bar.write("\n    ".join([f"{row.id}: {record['reason']}", *map(str, runs)]))
@@ -441,7 +467,7 @@ async def prove_all(args: argparse.Namespace, scratch: Path) -> list[dict[str, s
         for fault in await asyncio.gather(*map(one, todo), return_exceptions=True):
             if fault:
                 raise fault
-    write(records)
+    write(path, records)
     return [records[name] for name in sorted(names)]
 
 

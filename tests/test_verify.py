@@ -49,14 +49,15 @@ def prove(tmp_path, monkeypatch):
     monkeypatch.setattr(build, "UPDATES", tmp_path)
     monkeypatch.setattr(build, "HARD", tmp_path / "hard")
     monkeypatch.setattr(verify, "RECORD", tmp_path / "verified.jsonl")
+    monkeypatch.setattr(verify, "EXACT", tmp_path / "verified_exact.jsonl")
 
-    def call(old, new, *options, old_version="old", new_version="new", kind=""):
-        update = {"id": "toy", "old_version": old_version, "new_version": new_version}
-        update |= {"kind": kind, "description": "", "notes": [""]}
+    def call(old, new, *options, old_version="old", new_version="new", kind="any", **more):
+        update = {"id": "toy", "old_version": old_version, "new_version": new_version, **more}
+        update |= {"kind": kind, "description": "any", "notes": ["no import of warnings"]}
         update["usages"] = [{"old": old, "new": new}]
         updates = json.dumps([update])  # JSON is YAML as well
         (tmp_path / "python.yaml").write_text(f"library: python\nupdates: {updates}")
-        return verify.main(list(options)), verify.read().get("toy-0")
+        return verify.main(list(options)), verify.read(verify.RECORD).get("toy-0")
 
     return call
 
@@ -76,7 +77,6 @@ def test_clean_pair_is_proved(prove, capsys):
     ("old", "new", "reason"),
     [
         (OLD, "print(1 / 0)", "new_on_new: fails: ZeroDivisionError"),
-        (OLD, "print(3", "new_on_new: fails: SyntaxError"),
         (OLD, "import sys\nsys.exit(1)", "new_on_new: fails: SystemExit"),
         (OLD, "import os\nos._exit(0)", "new_on_new: killed"),
         (OLD, WARN.replace("add", "sum") + NEW, "new_on_new: warns: DeprecationWarning"),
@@ -119,7 +119,7 @@ def test_a_fault_of_a_source_is_one_sentence(prove, capsys):
     """Prevents: an unchanged row that is no such kind is run for nothing, or a traceback."""
     status, record = prove(NEW, NEW)
     assert status == 2 and record is None
-    assert "python.yaml, toy-0: a row's new code is its old code if" in capsys.readouterr().err
+    assert "python.yaml, toy-0: the new code is the old code if" in capsys.readouterr().err
 
 
 def test_a_program_that_does_not_end_is_ended(prove, monkeypatch):
@@ -221,6 +221,16 @@ def test_the_fields_of_an_update_choose_the_releases():
     assert verify.releases({"library": "python"}, update) == (("Python 1",), ("Python 2.5",))
 
 
+def test_an_exact_release_is_the_new_version_under_a_python_that_has_it():
+    """Prevents: --exact proves run_version again, or an old one with packages too new for it."""
+    update = {"old_version": "1", "new_version": "2", "run_version": "2.5", "old_requires": ["c"]}
+    source = {"library": "toy", "python": "3.9", "requires": ["a"]}
+    old, new = verify.releases(source, update, [])
+    assert old == ("Python 3.9", "toy==1", "c") and new == ("Python 3.9", "toy==2", "a")
+    old, new = verify.releases(source, update, ["3.7", "d<4"])
+    assert old == ("Python 3.9", "toy==1", "c") and new == ("Python 3.7", "toy==2", "c", "d<4")
+
+
 @pytest.mark.parametrize(
     ("complaint", "reason"),
     [
@@ -286,9 +296,9 @@ def test_records_of_rows_that_are_gone_go_and_others_stay(prove):
     """Prevents: the record proves rows that nobody has, or --library forgets the others."""
     _, record = prove(OLD, NEW)
     other = record | {"id": "other-0", "dependency": "other"}
-    verify.write({"toy-7": record | {"id": "toy-7"}, "other-0": other})
+    verify.write(verify.RECORD, {"toy-7": record | {"id": "toy-7"}, "other-0": other})
     prove(OLD, NEW)
-    assert list(verify.read()) == ["other-0", "toy-0"]
+    assert list(verify.read(verify.RECORD)) == ["other-0", "toy-0"]
     assert verify.RECORD.read_bytes().endswith(b"}\n")
 
 
@@ -300,7 +310,26 @@ def test_the_files_of_one_library_are_proved_together(prove, programs, tmp_path)
     (tmp_path / "hard" / "python-several.yaml").write_text(other)
     assert list(build.sources()) == ["python"]
     prove(OLD, NEW, "--library", "python")
-    assert programs == [NEW, OLD, OLD] * 2 and list(verify.read()) == ["hard-0", "toy-0"]
+    assert programs == [NEW, OLD, OLD] * 2 and list(verify.read(verify.RECORD)) == [
+        "hard-0",
+        "toy-0",
+    ]
+
+
+def test_exact_proves_one_row_in_new_version_and_keeps_what_is_proved(prove, programs):
+    """Prevents: an update is run in the wrong release, or anew for each Python; or --exact writes
+    over the record of the rows."""
+    prove(OLD, NEW, run_version="later")
+    whole = verify.RECORD.read_bytes()
+    prove(OLD, "print(4)", "--exact", run_version="later")
+    [failed] = verify.read(verify.EXACT).values()
+    assert failed["new_release"] == "Python new" and failed["old_on_old"] == "differs"
+    assert prove(OLD, NEW, "--exact", "3.7", run_version="later")[0] == 0
+    assert prove(OLD, NEW, "--exact", "3.8", run_version="later")[0] == 0
+    assert programs == [NEW, OLD, OLD, "print(4)", OLD, OLD, NEW, OLD, OLD]
+    assert verify.RECORD.read_bytes() == whole
+    prove(OLD, NEW, "--exact", run_version="new")  # its row is proved there anyway
+    assert verify.read(verify.EXACT) == {}
 
 
 def test_an_interrupt_leaves_a_whole_record_and_no_litter(prove, programs, tmp_path, monkeypatch):
