@@ -20,8 +20,9 @@ and no product joins two siblings, so none sees another. Three forwards, one att
 no mask and no transformers cache, and puts the model's own attention back afterwards.
 
 Known elsewhere: Hydragen (arXiv 2402.05099) for decoding, nanochat's engine (prefill once, copy),
-verl's PrefixGrouper for training. Left out: paged caches, windows shorter than the text, ALiBi,
-linear and hybrid attention, encoder-decoders, several modalities: `check_architecture` refuses.
+verl's PrefixGrouper for training. Left out: paged caches, ALiBi, linear and hybrid attention,
+encoder-decoders, several modalities: `check_architecture` refuses. Sliding windows are masked, at
+the end of this file; a window saves no memory here.
 
 Shapes: B prompts (= groups), G samples a prompt, P prompt and T completion length, C hidden width,
 H query heads, K key heads (rep = H / K), D head width, S tokens of each sample in the cache, L
@@ -87,6 +88,7 @@ class Layout:
     # what to add to its scores, 0 or -inf on what comes later: [T, P + T] with its own T
     packed: list[tuple[int, list[Tensor]]] = field(default_factory=list)
     calls: int = 0  # layers that came by so far: the index of the next one
+    windows: int = 0  # of these, those with a sliding window
 
     def keep(self, groups: Tensor, order: Tensor) -> None:
         """Sampling goes on with these groups [B'], and of each the samples in `order` [B', G']."""
@@ -96,7 +98,7 @@ class Layout:
 
 
 LAYOUT: ContextVar[Layout] = ContextVar("layout")
-# arguments of the attention interface that change no number here (windows: see check_model)
+# arguments of the attention interface that change no number here, or that are heeded
 HARMLESS = set("dropout is_causal position_ids sliding_window use_cache output_attentions".split())
 
 
@@ -112,26 +114,32 @@ def shared_prefix_attention(module, q, k, v, attention_mask=None, scaling=None, 
         need = ", ".join(sorted(asked)) or "a mask of its own"
         raise ValueError(f"{type(module).__name__} needs {need}, which rollout.py does not have.")
     layout, scale = LAYOUT.get(), q.shape[-1] ** -0.5 if scaling is None else scaling
+    window = extra.get("sliding_window") or None  # this layer's, None where it sees all
     layer, layout.calls = layout.calls, layout.calls + 1
+    layout.windows += window is not None
     if layout.cache is None:
-        return score_attention(q, k, v, layout.packed, scale), None
+        return score_attention(q, k, v, layout.packed, scale, window), None
     if layer < len(layout.cache.prompt):  # the prompts have been here
-        return decode_attention(q * scale, k, v, layout, layer), None
+        return decode_attention(q * scale, k, v, layout, layer, window), None
     layout.cache.prompt.append((k.contiguous(), v.contiguous()))
     # padding is right of the prompt, so causal attention inside the prompt needs no mask
-    return fused_attention(q, k, v, scale, is_causal=True).transpose(1, 2), None  # [B, P, H, D]
+    return causal_attention(q, k, v, scale, window).transpose(1, 2), None  # [B, P, H, D]
 
 
-def decode_attention(q: Tensor, k: Tensor, v: Tensor, layout: Layout, layer: int) -> Tensor:
+def decode_attention(q, k, v, layout: Layout, layer: int, window: int | None) -> Tensor:
     """Every sample's newest token attends to the cache: q [B, H, G, D] -> [B, G, H, D]."""
     k_prompt, v_prompt = layout.cache.prompt[layer]  # [B, K, P, D]
     k_own, v_own = layout.cache.write(layer, (k, v))  # [B, K, G, S, D]
-    (K, G, S), P = k_own.shape[1:4], k_prompt.shape[2]
+    P, bias = k_prompt.shape[2], layout.bias
+    if window is not None:
+        k_own, v_own = (x[:, :, :, -window:] for x in (k_own, v_own))
+        bias = left_behind(layout, P, window, bias)
+    K, G, S = k_own.shape[1:4]
     # the rep query heads of one key head become query rows, so no key is ever repeated
     q = q.unflatten(1, (K, -1)).transpose(2, 3)  # [B, H, G, D] -> [B, K, G, rep, D]
     to_prompt = q.flatten(2, 3) @ k_prompt.mT  # the group in one product -> [B, K, G*rep, P]
-    if layout.bias is not None:
-        to_prompt += layout.bias
+    if bias is not None:
+        to_prompt += bias
     to_own = q @ k_own.mT  # [B, K, G, rep, S]
     logits = torch.cat([to_prompt.unflatten(2, (G, -1)), to_own], dim=-1)  # -> [.., rep, P + S]
     prob = logits.softmax(-1, dtype=torch.float32).to(v.dtype)
@@ -140,7 +148,7 @@ def decode_attention(q: Tensor, k: Tensor, v: Tensor, layout: Layout, layer: int
     return out.transpose(1, 2).flatten(2, 3)  # [B, K, G, rep, D] -> [B, G, H, D]
 
 
-def score_attention(q: Tensor, k: Tensor, v: Tensor, packed: list, scale: float) -> Tensor:
+def score_attention(q, k, v, packed: list, scale: float, window: int | None) -> Tensor:
     """Completions attend to their prompt and themselves: q [1, H, L, D] -> [1, L, H, D].
 
     One kernel a text, each over its real tokens alone: with all completions of a group filled up
@@ -151,12 +159,22 @@ def score_attention(q: Tensor, k: Tensor, v: Tensor, packed: list, scale: float)
     out = []
     for _, own in packed:
         q, *prompt = next(texts)
-        out.append(fused_attention(q, *prompt, scale, is_causal=True))
+        out.append(causal_attention(q, *prompt, scale, window))
         for bias in own:
             q, *kv = next(texts)
+            bias = within(bias.to(q.dtype), window)
             kv = (torch.cat(pair, dim=2) for pair in zip(prompt, kv, strict=True))  # [.., P + T, D]
-            out.append(fused_attention(q, *kv, scale, attn_mask=bias.to(q.dtype)))
+            out.append(fused_attention(q, *kv, scale, attn_mask=bias))
     return torch.cat(out, dim=2).transpose(1, 2)
+
+
+def causal_attention(q, k, v, scale: float, window: int | None) -> Tensor:
+    """Every token of a text attends to itself and what came before: q [B, H, P, D] -> the same."""
+    P = q.shape[2]
+    if window is None or window >= P:
+        return fused_attention(q, k, v, scale, is_causal=True)
+    later = torch.ones(P, P, dtype=torch.bool, device=q.device).triu(1)
+    return fused_attention(q, k, v, scale, attn_mask=within(as_bias(later).to(q.dtype), window))
 
 
 def fused_attention(q: Tensor, k: Tensor, v: Tensor, scale: float, **options) -> Tensor:
@@ -174,13 +192,18 @@ AttentionInterface.register(NAME, shared_prefix_attention)
 
 def forward(model: PreTrainedModel, ids: Tensor, position: Tensor, layout: Layout) -> Tensor:
     """One pass of the model without its head: ids and position [B, L] -> hidden [B, L, C]."""
-    layout.calls = 0
+    layout.calls = layout.windows = 0
     with attending(model, layout):
         out = model.get_decoder()(input_ids=ids, position_ids=position, use_cache=False)
     if layout.calls != model.config.num_hidden_layers:
         raise ValueError(
             f"{type(model).__name__} ran this attention in {layout.calls} of its "
             f"{model.config.num_hidden_layers} layers: all must be softmax attention."
+        )
+    if layout.windows != windowed(model.config):
+        raise ValueError(
+            f"{type(model).__name__} handed its window over in {layout.windows} of "
+            f"{windowed(model.config)} layers that have one, so rollout.py cannot apply it."
         )
     return out.last_hidden_state
 
@@ -227,18 +250,14 @@ def as_bias(unseen: Tensor) -> Tensor:
 def check_architecture(model: PreTrainedModel, length: int) -> None:
     """Raise ValueError naming what is not supported, for texts of up to `length` tokens."""
     config = model.config
-    window = getattr(config, "sliding_window", None) or length
-    kinds = set(getattr(config, "layer_types", None) or ["sliding_attention"])
-    rope = (getattr(config, "rope_parameters", None) or {}).get("rope_type")
+    kinds = set(getattr(config, "layer_types", None) or ["full_attention"])
     backend = getattr(model, "_supports_attention_backend", False)
     lacking = {
         "an encoder-decoder": config.is_encoder_decoder,
         "several modalities": config.get_text_config() is not config,
         "attention outside transformers' attention interface (ALiBi?)": not backend,
-        f"a window of {window} for a text of {length}": window < length
-        and "sliding_attention" in kinds,
         f"layers of kinds {sorted(kinds)}": kinds - {"full_attention", "sliding_attention"},
-        f"{rope} rotary positions": rope in ("dynamic", "longrope"),  # depend on batch neighbours
+        f"rotary positions that change in texts of {length} tokens": rope_limit(config) < length,
         "soft-capped logits": getattr(config, "final_logit_softcapping", None),
     }
     for feature, present in lacking.items():
@@ -246,3 +265,52 @@ def check_architecture(model: PreTrainedModel, length: int) -> None:
             raise ValueError(
                 f"{type(model).__name__} has {feature}, which rollout.py does not support."
             )
+
+
+def rope_limit(config) -> float:
+    """Tokens up to which a token's rotary angles depend on its position alone.
+
+    Beyond it `dynamic` and `longrope` turn the whole text, and its batch, by other angles.
+    """
+    rope = getattr(config, "rope_parameters", None) or {}
+    limit = float("inf")
+    for one in (rope, *(x for x in rope.values() if isinstance(x, dict))):  # for all, or each kind
+        if one.get("rope_type") in ("dynamic", "longrope"):
+            most = one.get("original_max_position_embeddings") or config.max_position_embeddings
+            limit = min(limit, most)
+    return limit
+
+
+# ------------------------------------------------------------------------------------------------
+# Sliding windows (Mistral, Gemma 3, ...): a token sees the `window` newest tokens, itself included
+# ------------------------------------------------------------------------------------------------
+
+
+def windowed(config) -> int:
+    """How many layers have a window."""
+    kinds = getattr(config, "layer_types", None) or ["sliding_attention"] * config.num_hidden_layers
+    return kinds.count("sliding_attention") if getattr(config, "sliding_window", None) else 0
+
+
+def within(bias: Tensor, window: int | None) -> Tensor:
+    """`bias` [T, L] of the last T of L tokens, with -inf also on what the window has left behind.
+
+    For T = L = 4 and a window of 2 that is  . . . .      the first row sees token 0 (and no later
+                                             . . . .      one, which `bias` says), the last one
+                                             x . . .      tokens 2 and 3
+                                             x x . .
+    """
+    T, L = bias.shape
+    if window is None or window >= L:
+        return bias
+    gone = torch.ones(T, L, dtype=torch.bool, device=bias.device).tril(L - T - window)
+    return bias.masked_fill(gone, -torch.inf)
+
+
+def left_behind(layout: Layout, P: int, window: int, bias: Tensor | None) -> Tensor | None:
+    """`bias` on the prompts' keys, with -inf also on what the newest token's window left behind."""
+    if window > P + layout.cache.length:
+        return bias
+    oldest = layout.start + layout.cache.length - window + 1  # [B], the first position it sees
+    gone = as_bias(torch.arange(P, device=oldest.device) < oldest[:, None])[:, None, None]
+    return gone if bias is None else bias + gone  # [B, 1, 1, P]

@@ -10,7 +10,7 @@ import pytest
 from conftest import settings
 
 import recode
-from config import Config, parse
+from config import PRESETS, Config, parse
 
 ROOT = Path(__file__).parent.parent
 
@@ -116,3 +116,48 @@ def test_resume_refuses_another_configuration(small):
     (folder / "config.json").write_text(json.dumps(record | {"steps": "12"}))
     with pytest.raises(ValueError, match="config.json: --steps is '12'"):
         parse(["--resume", str(folder)])
+
+
+def test_presets_are_the_papers_settings():
+    """Prevents: a preset that trains something else than the paper (its tables of settings)."""
+    grpo, dapo = (parse(["--preset", f"paper-{algo}"]) for algo in ("grpo", "dapo"))
+    for c in (grpo, dapo):
+        assert (c.dora, c.lora, c.alpha, c.lr, c.warmup) == (64, 0, 64, 5e-5, 150)
+        assert (c.steps, c.max_new_tokens, c.group_size, c.temperature) == (5000, 1024, 8, 1)
+        assert c.correctness == "es_star" and c.scale and c.live == "exact"
+    assert (grpo.algo, grpo.clip, grpo.beta, grpo.prompts, grpo.updates) == (
+        "grpo",
+        0.2,
+        1e-3,
+        1,
+        1,
+    )
+    assert (dapo.algo, dapo.clip_low, dapo.clip_high, dapo.dual_clip) == ("dapo", 0.2, 0.28, 10)
+    assert (dapo.prompts, dapo.updates, dapo.overlong_buffer) == (8, 2, 0)
+    assert (dapo.weight_decay, dapo.max_grad_norm) == (0.1, 1)
+
+
+def test_any_flag_overrides_a_preset():
+    """Prevents: a preset that wins over what was asked for, or that refuses other adapters."""
+    changed = parse(["--lr", "1", "--preset", "paper-grpo", "--beta", "0"])
+    assert (changed.lr, changed.beta, changed.steps) == (1, 0, 5000)
+    lora = parse(["--preset", "paper-dapo", "--lora", "8"])
+    assert (lora.lora, lora.dora, lora.alpha) == (8, 0, 64)
+    whole = parse(["--preset", "paper-dapo", "--dora", "0", "--lr", "1e-6"])
+    assert (whole.lora, whole.dora, whole.lr, whole.algo) == (0, 0, 1e-6, "dapo")
+    with pytest.raises(ValueError, match="leave --algo away"):
+        parse(["--preset", "paper-grpo", "--algo", "dapo"])
+    with pytest.raises(ValueError, match="leave --preset away"):
+        parse(["--resume", "runs/x", "--preset", "paper-grpo"])
+
+
+def test_help_shows_where_presets_differ_from_the_defaults(capsys):
+    """Prevents: a preset that nobody can read without the source, or that repeats the defaults."""
+    with pytest.raises(SystemExit):
+        parse(["--help"])
+    shown = " ".join(capsys.readouterr().out.split())
+    for name, values in PRESETS.items():
+        assert f"{name}: " in shown
+        for field, value in values.items():
+            assert f"--{field.replace('_', '-')} {value}" in shown
+            assert field == "algo" or getattr(Config(), field) != value
