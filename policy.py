@@ -200,7 +200,7 @@ def read(name: str) -> tuple[PreTrainedModel, PreTrainedTokenizerBase, dict]:
     else:
         raise ValueError("no such folder (data.policy.make makes the bundled one)")
     model, loading = AutoModelForCausalLM.from_pretrained(
-        **where, dtype=torch.float32, output_loading_info=True
+        **where, dtype=torch.float32, output_loading_info=True, ignore_mismatched_sizes=True
     )
     if "gguf_file" in where:
         # transformers has unpacked the weights, but still calls the model quantized, and would
