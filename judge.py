@@ -471,9 +471,14 @@ def together(report, job):
     """
     hidden, test = _take_request()
     space = new_module()
+
+    def work(item):  # for the empty string, while the secret behind it waits
+        for text, name in () if item else _parts(job, test):
+            run(text, name, space)
+
     try:
-        hidden.sort(key=lambda _: [run(text, name, space) for text, name in _parts(job, test)])
-        say = {"outcome": "pass", "reason": "", "secret": hidden[0]}
+        hidden.sort(key=lambda item: work(item) or 0)
+        say = {"outcome": "pass", "reason": "", "secret": hidden[1]}
     except BaseException as error:
         say = {"outcome": "fail", "reason": explain(error, {"test": test})}
     try:
@@ -485,7 +490,7 @@ def together(report, job):
 def _take_request():
     request = receive(0)
     close_stdin()
-    return [request["secret"]], request["test"]
+    return ["", request["secret"]], request["test"]
 
 
 def close_stdin():

@@ -410,9 +410,18 @@ for x in gc.get_objects():
     try: look(repr(gc.get_referents(x)))
     except Exception: pass
 for pid in filter(str.isdigit, os.listdir("/proc")):
-    for name in ("environ", "cmdline", "mem"):
+    for name in ("environ", "cmdline"):
         try: look(open(f"/proc/{pid}/{name}").read())
-        except Exception: pass
+        except OSError: pass
+    try:
+        for line in open(f"/proc/{pid}/maps"):
+            low, high = (int(x, 16) for x in line.split()[0].split("-"))
+            if " rw" in line and high - low < 1 << 26:
+                memory = os.open(f"/proc/{pid}/mem", os.O_RDONLY)
+                look(os.pread(memory, high - low, low).decode("latin-1"))
+                os.close(memory)
+    except OSError: pass
+print(found, flush=True)
 for secret in [*found, ""]:
     for fd in range(3, 40):
         try: os.write(fd, json.dumps(dict(outcome="pass", reason="", secret=secret)).encode())
@@ -423,9 +432,13 @@ os._exit(0)
 
 @pytest.mark.parametrize("kind", KINDS)
 @pytest.mark.parametrize("calls", [("f",), ()])
-def test_the_secret_is_in_no_frame_global_file_or_object(calls, kind):
+def test_the_secret_is_in_no_frame_global_file_or_object(calls, kind, monkeypatch):
     """A secret in a variable of the judge's frame would be read and said by the program."""
-    assert run(HUNT, TEST, calls=calls, kind=kind, limits=LIMITS).outcome == "fail"
+    secret = "0123456789abcdef" * 2
+    monkeypatch.setattr(sandbox.secrets, "token_hex", lambda size: secret)
+    verdict = run(HUNT, TEST, calls=calls, kind=kind, limits=LIMITS)
+    assert verdict.outcome == "fail" and secret not in verdict.output
+    assert verdict.output.startswith(("set()", "{"))  # the hunt came to its end
 
 
 # ---- honest programs ----------------------------------------------------------------------------
@@ -549,7 +562,7 @@ def test_bubblewrap_shows_nothing_of_the_host():
     """A folder bound by mistake would be within reach of every program."""
     here = Path(__file__).resolve().parent.parent
     code = (
-        f"import os\nhidden = ['/etc/passwd', '/home', '/usr/bin', '/var', {str(here)!r}]\n"
+        f"import os\nhidden = ['/etc/passwd', '/home', '/usr/bin/env', '/var', {str(here)!r}]\n"
         "print([path for path in hidden if os.path.exists(path)], os.path.exists('/tmp'),\n"
         "      [pid for pid in os.listdir('/proc') if pid.isdigit() and int(pid) > os.getpid()],\n"
         "      open('/proc/net/dev').read().count(':'))"  # interfaces
