@@ -28,7 +28,7 @@ import shutil
 import subprocess
 import sys
 import tempfile
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor, as_completed
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
@@ -82,93 +82,96 @@ class Box:
     imports: tuple[str, ...] = ()  # imported once, before the fork for each test
 
 
+DEFAULT = Box()
+
+
 class Unavailable(Exception):
     """No verdict can be had; the message says why."""
 
 
 def run(program: str, test: str = "", *, calls=(), setup: str = "", **box) -> Verdict:
     """The verdict on one program. Further keywords are those of `Box` (python, kind, limits)."""
-    return run_all([Task(program, test, setup, tuple(calls))], Box(**box))[0]
+    (verdict,) = run_all([Task(program, test, setup, tuple(calls))], Box(**box))
+    return verdict
 
 
-def run_all(tasks: Sequence[Task], box: Box = Box()) -> list[Verdict]:  # noqa: B008 (frozen)
-    """Verdicts on the tests of ONE program, in one sandbox, each in processes of its own."""
-    verdicts: list[Verdict] = []
-    while len(verdicts) < len(tasks):
-        done = len(verdicts)
-        try:
-            with Sandbox(box) as sandbox:
-                for task in tasks[done:]:
-                    verdicts.append(sandbox.verdict(task))
-                    if sandbox.lost:
-                        break  # the program has hurt its keeper; the next test gets a new one
-        except Unavailable as error:
-            verdicts += [Verdict("could-not-run", str(error))] * (len(tasks) - len(verdicts))
-    return verdicts
+def run_all(tasks: Iterable[Task], box: Box = DEFAULT) -> Iterator[Verdict]:
+    """Verdicts on tests of ONE program, in one sandbox, each in processes of its own.
+
+    A task is taken when the verdict on the one before is out, so that a generator may stop early.
+    """
+    sandbox = None
+    try:
+        for task in tasks:
+            try:
+                sandbox = sandbox or Sandbox(box)
+                verdict = sandbox.verdict(task)
+            except Unavailable as error:
+                verdict = Verdict("could-not-run", str(error))
+            if sandbox and sandbox.lost:  # the program has hurt its keeper; the next gets a new one
+                sandbox.close()
+                sandbox = None
+            yield verdict
+    finally:
+        if sandbox:
+            sandbox.close()
 
 
-def run_many(
-    groups: Sequence[Sequence[Task]],
-    box: Box = Box(),
-    workers: int = 0,  # noqa: B008 (frozen)
-) -> Iterator[tuple[int, list[Verdict]]]:
-    """`run_all` of every group, `workers` (all cores) at once: (index, verdicts) as they finish."""
-    with ThreadPoolExecutor(workers or os.cpu_count()) as pool:
-        futures = {pool.submit(run_all, group, box): i for i, group in enumerate(groups)}
-        try:
-            for future in as_completed(futures):
-                yield futures[future], future.result()
-        finally:
-            pool.shutdown(cancel_futures=True)  # Ctrl-C waits for the tests at work alone
+def at_once(work: Callable, jobs: Sequence, workers: int = 0) -> Iterator[tuple[int, object]]:
+    """(index, work(job)) of every job as they finish, `workers` (all cores) at the same time."""
+    pool = ThreadPoolExecutor(workers or os.cpu_count())
+    try:
+        futures = {pool.submit(work, job): i for i, job in enumerate(jobs)}
+        for future in as_completed(futures):
+            yield futures[future], future.result()
+    finally:
+        pool.shutdown(cancel_futures=True)  # Ctrl-C waits for what is at work alone
 
 
 class Sandbox:
-    """A keeper (`judge.py`) in a sandbox of its own. Leaving it ends everything inside."""
+    """A keeper (`judge.py`) in a sandbox of its own; `close` ends everything inside.
 
-    def __init__(self, box: Box):
+    Raises Unavailable if it cannot be had.
+    """
+
+    def __init__(self, box: Box = DEFAULT):
         self.box, self.kind = box, box.kind or choose()[0]
         self.uid = FIRST_UID + next(UIDS) % 4000 if os.getuid() == 0 else 0
-        self.lost = False
-
-    def __enter__(self):
+        command = _command(self.box, self.kind, self.uid)
         self.folder = tempfile.mkdtemp(prefix="sandbox-")
+        self.lost, self.process = False, None
         if self.uid:
             os.chown(self.folder, self.uid, self.uid)
         elif self.kind == "plain":  # the program will be the same user as we are: hide from it
             judge.LIBC.prctl(judge.PR_SET_DUMPABLE, 0)
-        command = _command(self.box, self.kind, self.uid)
         try:
-            pipes = dict.fromkeys(("stdin", "stdout", "stderr"), subprocess.PIPE)
-            self.process = subprocess.Popen(
-                command,
-                **pipes,
-                cwd=self.folder,
-                env=_environment(self.folder),
-                start_new_session=True,
-            )
-            self._hear_missing()
-        except BaseException as error:
-            self.__exit__()
-            if isinstance(error, OSError):
-                raise Unavailable(f"cannot start {command[0]}: {error.strerror}") from None
+            self._start(command)
+        except BaseException:
+            self.close()
             raise
-        return self
 
-    def _hear_missing(self) -> None:
+    def _start(self, command: list[str]) -> None:
+        pipes = dict.fromkeys(("stdin", "stdout", "stderr"), subprocess.PIPE)
+        env = _environment(self.folder)
         try:
+            self.process = subprocess.Popen(
+                command, **pipes, cwd=self.folder, env=env, start_new_session=True
+            )
             missing = judge.receive(self.process.stdout.fileno(), 120)["missing"]
-        except (EOFError, TimeoutError):
+        except EOFError:
             words = self.process.stderr.read(4000).decode(errors="replace").strip().splitlines()
             raise Unavailable(f"the sandbox did not start: {(words or ['no word'])[-1]}") from None
+        except OSError as error:
+            raise Unavailable(f"{command[0]} does not start: {error}") from None
         for name, why in missing.items():
             raise Unavailable(f"{self.box.python} cannot import {name} ({why})")
 
-    def __exit__(self, *_):
-        process = getattr(self, "process", None)
-        if process:
-            process.kill()
-            process.wait()
-            for pipe in (process.stdin, process.stdout, process.stderr):
+    def close(self) -> None:
+        """End all processes of the sandbox and remove its folder."""
+        if self.process:
+            self.process.kill()
+            self.process.wait()
+            for pipe in (self.process.stdin, self.process.stdout, self.process.stderr):
                 pipe.close()
         if self.kind == "plain" and self.uid:
             _sweep_user(self.uid)
@@ -237,8 +240,8 @@ def _bwrap_fault() -> str:
     if not shutil.which("bwrap"):
         return "bwrap is not installed"
     try:
-        with Sandbox(Box(kind="bwrap")):
-            return ""
+        Sandbox(Box(kind="bwrap")).close()
+        return ""
     except Unavailable as error:
         return str(error)
 

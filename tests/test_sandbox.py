@@ -14,7 +14,7 @@ import pytest
 
 import judge
 import sandbox
-from sandbox import Box, Limits, Task, Verdict, run, run_all, run_many
+from sandbox import Box, Limits, Task, Verdict, at_once, run, run_all
 
 CPU, WALL, FILE, FILES, PROCESSES = 2, 6, 8 << 20, 40, 10  # small limits, so that tests are quick
 MEMORY = (3 << 30) + (os.getpid() << 12)  # bytes; odd enough to find our keepers in /proc by it
@@ -323,7 +323,8 @@ def protected(place):
             groups = [
                 [Task(_code(c, place), c.test, calls=("f",)), HONEST] for c in CHEATS.values()
             ]
-            results = dict(run_many(groups, Box(kind=kind, limits=LIMITS), workers=8))
+            box = Box(kind=kind, limits=LIMITS)
+            results = dict(at_once(lambda group: list(run_all(group, box)), groups, workers=8))
             done[kind] = {name: results[i] for i, name in enumerate(CHEATS)}
         return done[kind]
 
@@ -627,6 +628,6 @@ def test_many_at_once_give_each_its_own_verdict():
         [Task(f"def f(x): return {n}", f"assert f(0) == {m}", calls=("f",)) for m in (1, 2)]
         for n in (1, 2, 3, 1)
     ]
-    results = dict(run_many(groups, Box(limits=LIMITS), workers=3))
+    results = dict(at_once(lambda group: list(run_all(group)), groups, workers=3))
     outcomes = [[verdict.outcome for verdict in results[i]] for i in range(4)]
     assert outcomes == [["pass", "fail"], ["fail", "pass"], ["fail", "fail"], ["pass", "fail"]]
