@@ -30,38 +30,42 @@ import struct
 import sys
 import tempfile
 import types
+import zlib
 
-# ---- frames: a length of four bytes, then JSON --------------------------------------------------
+# ---- frames: a length of four bytes, JSON, then bare bytes --------------------------------------
 
-MAX_FRAME = 1 << 28  # bytes
+MAX_FRAME = 1 << 28  # bytes of JSON
 
 
-def send(fd: int, message: object) -> None:
+def send(fd: int, message: object, blobs: tuple | list = ()) -> None:
     """Write one frame. Raises OSError where nobody reads any more."""
-    data = json.dumps(message).encode()
-    data = struct.pack(">I", len(data)) + data
-    while data:
-        data = data[os.write(fd, data) :]
+    data = json.dumps([message, [len(blob) for blob in blobs]]).encode()
+    for part in (struct.pack(">I", len(data)), data, *blobs):
+        part = memoryview(part)
+        while part:
+            part = part[os.write(fd, part) :]
 
 
-def receive(fd: int, timeout: float | None = None) -> object:
+def receive(fd: int, timeout: float | None = None) -> tuple[object, list[bytearray]]:
     """Read one frame; EOFError at the end, TimeoutError after `timeout` seconds without a byte."""
     (size,) = struct.unpack(">I", _read(fd, 4, timeout))
     if size > MAX_FRAME:
         raise ValueError("a message is too long")
-    return json.loads(_read(fd, size, timeout))
+    message, sizes = json.loads(_read(fd, size, timeout))
+    return message, [_read(fd, size, timeout) for size in sizes]
 
 
-def _read(fd: int, size: int, timeout: float | None) -> bytes:
-    parts = []
-    while size:
+def _read(fd: int, size: int, timeout: float | None) -> bytearray:
+    data = bytearray(size)
+    rest = memoryview(data)
+    while rest:
         if timeout is not None and not select.select([fd], [], [], timeout)[0]:
             raise TimeoutError
-        parts.append(os.read(fd, min(size, 1 << 20)))
-        if not parts[-1]:
+        got = os.readv(fd, [rest])
+        if not got:
             raise EOFError
-        size -= len(parts[-1])
-    return b"".join(parts)
+        rest = rest[got:]
+    return data
 
 
 # ---- values: what may cross, and as what it arrives ---------------------------------------------
@@ -149,8 +153,8 @@ def _pack_library(x, kind, wire):
         return {"dtype": x.str}
     if torch and isinstance(x, torch.Tensor) and x.layout is torch.strided:
         flat = x.detach().cpu().contiguous().reshape(-1).view(torch.uint8)
-        raw = base64.b64encode(flat.numpy().tobytes()).decode()
-        return {"tensor": [str(x.dtype)[6:], list(x.shape), raw, x.requires_grad]}
+        place = wire.blob(flat.numpy().data)
+        return {"tensor": [str(x.dtype)[6:], list(x.shape), place, x.requires_grad]}
     if torch and isinstance(x, torch.dtype):
         return {"torch": str(x)[6:]}
     if sympy and isinstance(x, sympy.Basic):
@@ -170,8 +174,9 @@ def _pack_library(x, kind, wire):
 def _pack_array(x, scalar, wire):
     if x.dtype.hasobject or x.dtype.names:
         return {"objects": [list(x.shape), [pack(item, wire) for item in x.ravel().tolist()]]}
-    raw = base64.b64encode(x.tobytes()).decode()
-    return {"array": [x.dtype.str, list(x.shape), raw, scalar]}
+    flat = sys.modules["numpy"].ascontiguousarray(x).reshape(-1)
+    place = wire.blob(flat.view("u1").data if flat.nbytes else b"")
+    return {"array": [x.dtype.str, list(x.shape), place, scalar]}
 
 
 def _pack_formula(x):
@@ -207,9 +212,10 @@ def _unpack_built(data, wire):
 
 
 def _unpack_array(data, wire):
-    dtype, shape, raw, scalar = data
+    dtype, shape, place, scalar = data
     numpy = importlib.import_module("numpy")
-    x = numpy.frombuffer(bytearray(base64.b64decode(raw)), dtype).reshape(shape)
+    raw = wire.got[place]
+    x = (numpy.frombuffer(raw, dtype) if raw else numpy.empty(0, dtype)).reshape(shape)
     return x[()] if scalar else x
 
 
@@ -222,9 +228,9 @@ def _unpack_objects(data, wire):
 
 
 def _unpack_tensor(data, wire):
-    name, shape, raw, grad = data
+    name, shape, place, grad = data
     torch = importlib.import_module("torch")
-    raw, dtype = bytearray(base64.b64decode(raw)), _torch_dtype(name, wire)
+    raw, dtype = wire.got[place], _torch_dtype(name, wire)
     flat = torch.frombuffer(raw, dtype=dtype) if raw else torch.empty(0, dtype=dtype)
     return flat.reshape(shape).requires_grad_(grad)
 
@@ -306,16 +312,24 @@ class Wire:
     def __init__(self, fd, serves, trusting, inout=False):
         self.fd, self.serves, self.trusting, self.inout = fd, serves, trusting, inout
         self.held = []  # objects named by number on the other side
+        self.blobs, self.got = [], []  # bytes of arrays beside the message that goes, that came
         self.gone, self.relayed = False, None  # the last exception that came from there
+
+    def blob(self, raw):
+        self.blobs.append(raw)
+        return len(self.blobs) - 1
 
     def ask(self, op, *args, **kwargs):
         """Have the other side do `op`; returns its value or raises its exception."""
+        self.blobs = []
+        named = {key: pack(value, self) for key, value in kwargs.items()}
+        message = {"op": op, "args": [pack(x, self) for x in args], "kwargs": named}
         try:
-            named = {key: pack(value, self) for key, value in kwargs.items()}
-            message = {"op": op, "args": [pack(x, self) for x in args], "kwargs": named}
-            send(self.fd, message)
-            while "op" in (reply := receive(self.fd)):
-                send(self.fd, self.serve(reply))
+            send(self.fd, message, self.blobs)
+            reply, self.got = receive(self.fd)
+            while "op" in reply:
+                send(self.fd, self.serve(reply), self.blobs)
+                reply, self.got = receive(self.fd)
         except (EOFError, OSError):
             self.gone = True
             raise Gone("the program ended before the test did") from None
@@ -333,20 +347,31 @@ class Wire:
             packed = {**dict(enumerate(message["args"])), **message["kwargs"]}
             if not self.trusting and set(packed[0]) != {"yours"}:
                 raise TypeError("only what the test gave away can be called")
-            before = {key: json.dumps(x) for key, x in packed.items()} if self.inout else {}
             given = {key: unpack(x, self) for key, x in packed.items()}
+            if self.inout and message["op"] == "call":
+                before = {key: self._mark(x) for key, x in given.items() if hasattr(x, "__len__")}
             args = [given[i] for i in range(len(message["args"]))]
             kwargs = {key: given[key] for key in message["kwargs"]}
-            reply = {"value": pack(self.serves[message["op"]](*args, **kwargs), self)}
+            value = self.serves[message["op"]](*args, **kwargs)
+            self.blobs = []
+            reply = {"value": pack(value, self)}
         except BaseException as error:
+            self.blobs = []
             kinds = [(kind.__module__, kind.__qualname__) for kind in type(error).__mro__]
             plain = [x if type(x) in PLAIN else str(x) for x in error.args]
             reply = {"error": [kinds, plain]}
-        if before and message["op"] == "call":
-            after = {key: pack(x, self) for key, x in given.items() if hasattr(x, "__len__")}
-            changed = [(key, x) for key, x in after.items() if json.dumps(x) != before[key]]
-            reply["changed"] = changed
+        changed = [key for key in before if self._mark(given[key]) != before[key]]
+        reply["changed"] = [(key, pack(given[key], self)) for key in changed]
         return reply
+
+    def _mark(self, x):
+        """A checksum of a value: has the program written into it?"""
+        kept, self.blobs = self.blobs, []
+        mark = zlib.crc32(json.dumps(pack(x, self)).encode())
+        for raw in self.blobs:
+            mark = zlib.crc32(raw, mark)
+        self.blobs = kept
+        return mark
 
     def _exception(self, kinds, args, op):
         """The nearest class that this side knows too, unless it would end a loop quietly."""
@@ -368,7 +393,7 @@ def refill(old, new):
         old.clear()
         old.update(new)
     elif hasattr(old, "copy_"):  # a tensor
-        old.detach().copy_(new)
+        old.data = new
     elif hasattr(old, "dtype"):
         old[...] = new
 
@@ -435,14 +460,15 @@ def candidate(fd, job):
     serves |= {"get": getattr, "iter": iter, "next": next, "len": len, "item": operator.getitem}
     wire = Wire(fd, serves, trusting=True, inout=job["inout"])
     while True:
-        reply = wire.serve(receive(fd))
+        message, wire.got = receive(fd)
+        reply = wire.serve(message)
         sys.stdout.flush()
-        send(fd, reply)
+        send(fd, reply, wire.blobs)
 
 
 def judge(fd, report, job):
     """Read test and secret, run the test against the candidate, say how it went."""
-    request = receive(0)
+    request, _ = receive(0)
     serves = {"call": lambda f, *args, **kwargs: f(*args, **kwargs), "iter": iter, "next": next}
     wire = Wire(fd, serves, trusting=False, inout=job["inout"])
     say = {"secret": request["secret"]}
@@ -460,7 +486,7 @@ def judge(fd, report, job):
         missing = isinstance(error, ImportError) and error is not wire.relayed
         broken = stage == "setup" or missing
         say |= {"outcome": "could-not-run" if broken else "fail", "reason": explain(error, request)}
-    send(report, say)
+    os.write(report, json.dumps(say).encode())
 
 
 def together(report, job):
@@ -484,11 +510,11 @@ def together(report, job):
     try:
         sys.stdout.flush()
     finally:
-        send(report, say)
+        os.write(report, json.dumps(say).encode())
 
 
 def _take_request():
-    request = receive(0)
+    request, _ = receive(0)
     close_stdin()
     return ["", request["secret"]], request["test"]
 
@@ -571,7 +597,7 @@ def keep(limits, alone):
     """Judge one job after the other until the host hangs up."""
     while True:
         try:
-            job = receive(0)
+            job, _ = receive(0)
         except EOFError:
             return
         try:
@@ -705,6 +731,8 @@ def main(options):
     LIBC.prctl(PR_SET_CHILD_SUBREAPER, 1)
     LIBC.prctl(PR_SET_PDEATHSIG, signal.SIGKILL)
     sys.path[:] = filter(None, sys.path)
+    if hasattr(sys, "set_int_max_str_digits"):  # results may be of many digits
+        sys.set_int_max_str_digits(0)
     missing = {}
     for name in options["imports"]:
         try:

@@ -157,7 +157,7 @@ class Sandbox:
             self.process = subprocess.Popen(
                 command, **pipes, cwd=self.folder, env=env, start_new_session=True
             )
-            missing = judge.receive(self.process.stdout.fileno(), 120)["missing"]
+            missing = judge.receive(self.process.stdout.fileno(), 120)[0]["missing"]
         except EOFError:
             words = self.process.stderr.read(4000).decode(errors="replace").strip().splitlines()
             raise Unavailable(f"the sandbox did not start: {(words or ['no word'])[-1]}") from None
@@ -184,7 +184,7 @@ class Sandbox:
         try:
             judge.send(self.process.stdin.fileno(), job)
             judge.send(self.process.stdin.fileno(), {"test": task.test, "secret": secret})
-            end = judge.receive(self.process.stdout.fileno(), 2 * self.box.limits.wall + 60)
+            end, _ = judge.receive(self.process.stdout.fileno(), 2 * self.box.limits.wall + 60)
         except (EOFError, OSError, TimeoutError, ValueError):
             end, self.lost = {"report": "", "why": "it ended its keeper", "output": ""}, True
         if "broken" in end:
@@ -201,7 +201,7 @@ class Sandbox:
 def _said(report: str, secret: str) -> dict:
     """What judge or program reported: worth a pass or could-not-run only with the secret."""
     try:
-        said = json.loads(report[report.find("{") :])
+        said = json.loads(report)
         known = said["outcome"] in OUTCOMES and isinstance(said["reason"], str)
         trusted = said.get("secret") == secret or said["outcome"] == "fail"
     except (ValueError, TypeError, KeyError, AttributeError, RecursionError):
