@@ -28,7 +28,7 @@ from data import benchmarks
 from data.benchmarks import Item
 from sandbox import Box, Limits, Task, Verdict
 
-LIMITS = Limits(cpu=15)  # seconds: the time CodeUpdateArena gives a test
+LIMITS = Limits(cpu=15, memory=8 << 30)  # seconds: what CodeUpdateArena gives a test; bytes
 Samples = dict[str, list[str | None]]  # code by the item's id; None: the answer held no code
 
 # ---- one sample ---------------------------------------------------------------------------------
@@ -147,7 +147,7 @@ def counts(result: Result, needs_update: bool) -> tuple[int, int]:
 
 
 def score(results: list[Result], k: int, needs_update: bool = False) -> Score | None:
-    """Pass@k (UPass@k: `needs_update`) over the items with k judged samples; None: there is none."""
+    """Pass@k (UPass@k: `needs_update`) over the items with k judged samples; None if none has."""
     pairs = [counts(result, needs_update) for result in results]
     values = [pass_at_k(n, c, k) for n, c in pairs if n >= k]
     return bootstrap(values) if values else None
