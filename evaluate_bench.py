@@ -64,27 +64,20 @@ def _judge_one(item: Item, code: str | None, box: Box) -> tuple[Verdict, str]:
     if code is None:
         return Verdict("fail", "the answer holds no code"), ""
     box = dataclasses.replace(box, imports=libraries(item))
-    rounds: list[list[Verdict]] = [[], []]  # with the update, without it
+    rounds: list[list[Verdict]] = [[]]  # with the update, then without it
 
-    def tasks() -> Iterator[tuple[int, Task]]:
-        for n, setup in enumerate((item.setup, item.without)):
+    def tasks() -> Iterator[Task]:
+        for setup in (item.setup, item.without):
             for test in item.tests if setup is not None else ():
-                yield n, Task(item.head + code, test, setup, item.calls, item.inout)
-                if rounds[n][-1].outcome != "pass":
-                    break
-            if _whole(rounds[n]).outcome != "pass":
-                return
+                yield Task(item.head + code, test, setup, item.calls, item.inout)
+                if rounds[-1][-1].outcome != "pass":  # one test decides
+                    return
+            rounds.append([])
 
-    places: list[int] = []
-
-    def only_tasks() -> Iterator[Task]:
-        for n, task in tasks():
-            places.append(n)
-            yield task
-
-    for verdict in sandbox.run_all(only_tasks(), box):
-        rounds[places[-1]].append(verdict)
-    return _whole(rounds[0]), _whole(rounds[1]).outcome if rounds[1] else ""
+    for verdict in sandbox.run_all(tasks(), box):
+        rounds[-1].append(verdict)
+    unneeded = _whole(rounds[1]).outcome if len(rounds) > 1 and item.without is not None else ""
+    return _whole(rounds[0]), unneeded
 
 
 def _whole(verdicts: list[Verdict]) -> Verdict:
