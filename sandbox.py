@@ -20,11 +20,11 @@ memory (ctypes) could find the secret. Verdicts without `calls` are for programs
 """
 
 import functools
-import itertools
 import json
 import os
 import secrets
 import shutil
+import socket
 import subprocess
 import sys
 import tempfile
@@ -45,8 +45,7 @@ for name, text in {SOURCES!r}.items():
     exec(compile(text, name + ".py", "exec"), vars(sys.modules[name]))
 sys.modules["judge"].main(json.loads(sys.argv[1]))
 """
-UIDS = itertools.count(os.getpid() % 4000)
-FIRST_UID = 61184  # of 4,000 that Linux distributions leave to services for a while (systemd)
+UIDS = range(61184, 65184)  # Linux distributions leave these to services that come and go
 
 
 @dataclass(frozen=True)
@@ -144,16 +143,15 @@ class Sandbox:
 
     def __init__(self, box: Box = DEFAULT):
         self.box, self.kind = box, box.kind or choose()[0]
-        self.uid = FIRST_UID + next(UIDS) % 4000 if os.getuid() == 0 else 0
-        command = _command(self.box, self.kind, self.uid)
-        self.folder = tempfile.mkdtemp(prefix="sandbox-")
         self.lost, self.process = False, None
+        self.uid, self.claim = _claim_user() if os.getuid() == 0 else (0, None)
+        self.folder = tempfile.mkdtemp(prefix="sandbox-")
         if self.uid:
             os.chown(self.folder, self.uid, self.uid)
         elif self.kind == "plain":  # the program will be the same user as we are: hide from it
             judge.LIBC.prctl(judge.PR_SET_DUMPABLE, 0)
         try:
-            self._start(command)
+            self._start(_command(self.box, self.kind, self.uid))
         except BaseException:
             self.close()
             raise
@@ -183,6 +181,8 @@ class Sandbox:
                 pipe.close()
         if self.kind == "plain" and self.uid:
             _sweep_user(self.uid)
+        if self.claim:
+            self.claim.close()
         shutil.rmtree(self.folder, ignore_errors=True)
 
     def verdict(self, task: Task) -> Verdict:
@@ -317,6 +317,22 @@ def _links(python: str) -> list[str]:
     folders = _folders(python)
     chain = [os.path.normpath(path) for path in chain]
     return [path for path in chain if not any(path.startswith(f"{x}/") for x in folders)]
+
+
+def _claim_user() -> tuple[int, socket.socket]:
+    """A user id that no other sandbox of this machine has, until the socket with it is closed.
+
+    All processes of that user are ended with the sandbox, so that two may not share it.
+    """
+    start = secrets.randbelow(len(UIDS))
+    for uid in [*UIDS[start:], *UIDS[:start]]:
+        claim = socket.socket(socket.AF_UNIX)
+        try:
+            claim.bind(f"\0sandbox-user-{uid}")  # a name without a file: the kernel frees it
+            return uid, claim
+        except OSError:
+            claim.close()
+    raise Unavailable("every user id for sandboxes is taken")
 
 
 def _oom_kills() -> int:

@@ -59,6 +59,7 @@ def _read(fd: int, size: int, timeout: float | None) -> bytearray:
 
 PLAIN = frozenset({type(None), bool, int, float, str})
 SMALL = 1 << 64  # a longer int goes in hexadecimal: decimal digits take quadratic time
+COPIED = 1 << 20  # bytes: up to here a tensor shares no memory, so that `out=` may resize it
 BUILTIN = (int, float, str, bytes, tuple, list, dict, set, frozenset)  # what subclasses become
 # Classes that are built anew from these arguments of their constructor.
 BUILT = {
@@ -158,6 +159,7 @@ def _pack_library(x, kind, wire):
         return {"dtype": x.str}
     if torch and isinstance(x, torch.Tensor) and x.layout is torch.strided:
         flat = x.detach().cpu().contiguous().reshape(-1).view(torch.uint8)
+        flat = flat.clone() if len(flat) < COPIED else flat
         place = wire.blob(flat.numpy().data)
         return {"tensor": [str(x.dtype)[6:], list(x.shape), place, x.requires_grad]}
     if torch and isinstance(x, torch.dtype):
@@ -245,8 +247,7 @@ def _unpack_tensor(data, wire):
     torch = _library("torch")
     raw, dtype = wire.got[place], _torch_dtype(name, wire)
     flat = torch.frombuffer(raw, dtype=dtype) if raw else torch.empty(0, dtype=dtype)
-    if len(raw) < 1 << 20:
-        flat = flat.clone()  # so that `out=` may resize it
+    flat = flat.clone() if len(raw) < COPIED else flat
     return flat.reshape(shape).requires_grad_(grad)
 
 

@@ -1,5 +1,6 @@
 """The sandbox against cheats and hostile programs, each first seen to do its harm unprotected."""
 
+import itertools
 import json
 import os
 import re
@@ -14,6 +15,7 @@ import pytest
 
 import judge
 import sandbox
+import wire
 from sandbox import Box, Limits, Task, Verdict, at_once, run, run_all
 
 CPU, WALL, FILE, FILES, PROCESSES = 2, 6, 8 << 20, 40, 10  # small limits, so that tests are quick
@@ -364,7 +366,7 @@ def test_nothing_survives(kind, protected):
 # ---- cheats that know this sandbox --------------------------------------------------------------
 
 # Finds the socket to the judge and the objects of the candidate's side in the frames.
-WIRE = """
+FIND_WIRE = """
 import sys, json, os
 def wire():
     frame = sys._getframe()
@@ -395,7 +397,9 @@ FORGED = (
 )
 def test_a_program_that_speaks_to_the_judge_itself_gets_nothing(trick):
     """A judge that calls or builds what the program names would build an object equal to all."""
-    code = f"{WIRE}\ndef f(x):\n    w = wire()\n    send = sys._getframe(2).f_globals['send']\n"
+    code = (
+        f"{FIND_WIRE}\ndef f(x):\n    w = wire()\n    send = sys._getframe(2).f_globals['send']\n"
+    )
     verdict = run(code + f"    {trick}", TEST, calls=["f"], limits=LIMITS)
     assert verdict.outcome == "fail"
 
@@ -511,6 +515,23 @@ def test_what_has_no_form_stays_and_is_used_from_afar():
     assert run(code, test, calls=["f", "g", "h", "k"]) == Verdict("pass")
 
 
+def test_an_iterator_is_read_no_further_than_may_be():
+    """Items fetched early would empty the groups of `groupby`, or an iterator of the test."""
+    code = (
+        "import itertools\ndef f(x): return itertools.groupby(x)\ndef g(it): return next(it)\n"
+        "def h(n):\n    yield from range(n)\n    raise KeyError(n)"
+    )
+    test = (
+        "groups = [(key, list(group)) for key, group in f('a' * 9 + 'b' * 40 + 'c')]\n"
+        "assert groups == [('a', ['a'] * 9), ('b', ['b'] * 40), ('c', ['c'])]\n"
+        "it = iter(range(9))\nassert g(it) == 0 and next(it) == 1\n"
+        "seen = []\ntry:\n    for x in h(99): seen.append(x)\n"
+        "except KeyError as error: seen.append(error.args)\n"
+        "assert seen == [*range(99), (99,)]\n"
+    )
+    assert run(code, test, calls=["f", "g", "h"]) == Verdict("pass")
+
+
 def test_exceptions_keep_their_kind():
     """A test that expects a ValueError would fail if all errors arrived as one kind."""
     code = (
@@ -620,6 +641,38 @@ def test_choose_says_what_is_not_kept_out(monkeypatch):
         choose("bwrap")
     with pytest.raises(ValueError, match="bwrap or plain, got 'docker'"):
         choose("docker")
+
+
+def test_a_value_of_a_missing_library_is_the_programs_fault():
+    """An ImportError in the judge would take a cheat out of the count."""
+    with pytest.raises(TypeError, match="cannot be read here"):
+        wire._library("no_such_library")
+
+
+@pytest.mark.parametrize(
+    ("slices", "share", "reason"),
+    [
+        (3, 0.1, ""),  # it ends after three times the wall time, a tenth of it at work
+        (3, 0.001, "more than 7 s of wall time"),  # it sleeps
+        (99, 0.1, "more than 7 s of wall time"),  # it never ends
+    ],
+)
+def test_who_works_may_take_longer_than_the_wall_time(slices, share, reason, monkeypatch):
+    """On a busy machine a second of work takes many: verdicts would depend on the neighbours."""
+    waits = iter([False] * (slices - 1) + [True])
+    works = itertools.count(0.0, share * 7 / 2)  # read once for each of two children, twice a wait
+    monkeypatch.setattr(judge, "_ended", lambda pid, seconds: next(waits))
+    monkeypatch.setattr(judge, "_worked", lambda pid: next(works))
+    monkeypatch.setattr(judge, "_cause", lambda pids, limits: "")
+    assert judge.watch(1, 2, {"wall": 7.0}) == reason
+
+
+@pytest.mark.parametrize("calls", [["f"], []])
+def test_who_sleeps_is_ended_by_the_wall_time(calls):
+    """A program that waits uses no CPU time and would never end."""
+    code = "import time\ndef f(x): time.sleep(99)"
+    verdict = run(code, TEST, calls=calls, limits=Limits(wall=0.5))
+    assert verdict == Verdict("fail", "more than 0.5 s of wall time")
 
 
 def test_many_at_once_give_each_its_own_verdict():
