@@ -29,7 +29,9 @@ from data.benchmarks import Item
 from sandbox import Box, Limits, Task, Verdict
 
 LIMITS = Limits(cpu=15, memory=8 << 30)  # seconds: what CodeUpdateArena gives a test; bytes
-Samples = dict[str, list[str | None]]  # code by the item's id; None: the answer held no code
+ROUND = 32  # items that are sampled, then judged, together
+Codes = list[str | None]  # the samples of one item; None: the answer held no code
+Draw = Callable[[list[Item]], list[Codes]]
 
 # ---- one sample ---------------------------------------------------------------------------------
 
@@ -44,10 +46,10 @@ class Result:
     verdicts: list[str] = field(default_factory=list)  # pass, fail or could-not-run, by sample
     reasons: list[str] = field(default_factory=list)
     without: list[str] = field(default_factory=list)  # the same without the update; "": not run
-    code: list[str | None] = field(default_factory=list)
+    code: Codes = field(default_factory=list)
 
 
-def judge(item: Item, codes: list[str | None], box: Box) -> Result:
+def judge(item: Item, codes: Codes, box: Box) -> Result:
     """Run every sample of one item; equal samples run once."""
     seen: dict[str | None, tuple[Verdict, str]] = {}
     for code in codes:
@@ -210,7 +212,7 @@ def fingerprint(**settings: object) -> str:
 FIELDS = {"humaneval": ("task_id", "completion"), "codeupdatearena": ("id", "code")}
 
 
-def predictions(benchmark: str, path: str, items: list[Item]) -> Samples:
+def predictions(benchmark: str, path: str, items: list[Item]) -> dict[str, Codes]:
     """The samples in a file of the benchmark's own format, or the reference solutions.
 
     Several lines of one id are several samples, in their order.
@@ -219,7 +221,7 @@ def predictions(benchmark: str, path: str, items: list[Item]) -> Samples:
         return {item.id: [item.reference] for item in items}
     name, text = FIELDS[benchmark]
     known = {item.id for item in items}
-    samples: Samples = {}
+    samples: dict[str, Codes] = {}
     for where, row in benchmarks.rows(Path(path)):
         if not isinstance(row.get(name), str) or not isinstance(row.get(text), str):
             raise ValueError(f"{where}: a prediction needs the text fields '{name}' and '{text}'")
@@ -234,21 +236,26 @@ def predictions(benchmark: str, path: str, items: list[Item]) -> Samples:
 # ---- the run ------------------------------------------------------------------------------------
 
 
-def evaluate(
-    items: list[Item], samples: Callable[[Item], list[str | None]], box: Box, out: Path, run: str
-) -> list[Result]:
-    """The results of all items, in their order: those in `out`, and the others judged and added."""
+def evaluate(items: list[Item], draw: Draw, box: Box, out: Path | None, run: str) -> list[Result]:
+    """The results of all items, in their order: those in `out`, and the others judged and added.
+
+    Samples are drawn for ROUND items at a time, then judged on all cores, so that a stopped run has
+    lost no more than a round.
+    """
     done = {result.id: result for result in read_results(out, run)} if out else {}
     todo = [item for item in items if item.id not in done]
     bar = tqdm(total=len(items), initial=len(done), unit="item", desc="run", dynamic_ncols=True)
     with bar, open(out or os.devnull, "a", encoding="utf-8") as file:
-        for i, result in sandbox.at_once(lambda item: judge(item, samples(item), box), todo):
-            done[todo[i].id] = result
-            file.write(line(result, run))
-            file.flush()
-            right = sum(r.verdicts.count("pass") > 0 for r in done.values())
-            bar.set_postfix_str(f"solved {right / len(done):.0%}", refresh=False)
-            bar.update()
+        for start in range(0, len(todo), ROUND):
+            part = todo[start : start + ROUND]
+            jobs = list(zip(part, draw(part), strict=True))
+            for _, result in sandbox.at_once(lambda job: judge(*job, box), jobs):
+                done[result.id] = result
+                file.write(line(result, run))
+                file.flush()
+                solved = sum("pass" in r.verdicts for r in done.values())
+                bar.set_postfix_str(f"solved {solved / len(done):.0%}", refresh=False)
+                bar.update()
     return [done[item.id] for item in items]
 
 
@@ -329,7 +336,7 @@ def run(options: argparse.Namespace) -> str:
     check_interpreter(box, judged)
     name = fingerprint(items=items, samples=samples, python=options.python, kind=kind)
     out = Path(options.out) if options.out else None
-    results = evaluate(judged, lambda item: samples[item.id], box, out, name)
+    results = evaluate(judged, lambda part: [samples[x.id] for x in part], box, out, name)
     return summary(results, ks)
 
 

@@ -17,6 +17,8 @@ may write into arrays and lists that a test passes to it, where `inout` carries 
 `calls` the test runs in the program's own process: an object whose `__eq__` is always true then
 passes `assert f(x) == y`, so does a patched `math.isclose`, and a program that reads its own raw
 memory (ctypes) could find the secret. Verdicts without `calls` are for programs that do not cheat.
+Limits hold for each process: thirty of them at their limit can fill a small machine's memory, and
+what the kernel then ends is could-not-run.
 """
 
 import functools
@@ -45,6 +47,7 @@ for name, text in {SOURCES!r}.items():
     exec(compile(text, name + ".py", "exec"), vars(sys.modules[name]))
 sys.modules["judge"].main(json.loads(sys.argv[1]))
 """
+OLDEST = [3, 10]  # what `judge.py` and `wire.py` need
 UIDS = range(61184, 65184)  # Linux distributions leave these to services that come and go
 
 
@@ -299,12 +302,18 @@ def _environment(home: str) -> dict[str, str]:
 @functools.cache
 def _folders(python: str) -> list[str]:
     """Where `python` and its libraries lie. Raises Unavailable if it does not run."""
-    ask = "import json, sys; print(json.dumps([sys.prefix, sys.base_prefix, *sys.path]))"
+    ask = (
+        "import json, sys\n"
+        "print(json.dumps([list(sys.version_info[:2]), sys.prefix, sys.base_prefix] + sys.path))"
+    )
     try:
         done = subprocess.run([python, "-I", "-c", ask], capture_output=True, text=True, timeout=60)
-        found = {os.path.normpath(path) for path in json.loads(done.stdout)}
-    except (OSError, ValueError, subprocess.TimeoutExpired) as error:
-        raise Unavailable(f"{python} is no Python that runs: {error}") from None
+        version, *paths = json.loads(done.stdout)
+    except (OSError, ValueError, subprocess.TimeoutExpired):
+        raise Unavailable(f"{python} is no Python 3 that runs") from None
+    if version < OLDEST:
+        raise Unavailable(f"{python} is Python {version[0]}.{version[1]}: give one from 3.10 on")
+    found = set(map(os.path.normpath, paths))
     kept = sorted(path for path in found - {"/", "/usr", "/usr/local"} if os.path.isdir(path))
     return [path for path in kept if not any(path.startswith(f"{other}/") for other in kept)]
 

@@ -599,7 +599,7 @@ def test_bubblewrap_shows_nothing_of_the_host():
     ("box", "words"),
     [
         ({"python": "/no/such/python"}, "there is no interpreter /no/such/python"),
-        ({"python": "/bin/true"}, "/bin/true is no Python that runs"),
+        ({"python": "/bin/true"}, "/bin/true is no Python 3 that runs"),
         ({"imports": ("no_such_library",)}, "cannot import no_such_library"),
     ],
 )
@@ -607,6 +607,15 @@ def test_what_the_machine_lacks_is_not_the_programs_fault(box, words):
     """A missing interpreter counted as wrong answers would give a model zero percent."""
     verdict = run("def f(x): return 2 * x", TEST, calls=["f"], **box)
     assert verdict.outcome == "could-not-run" and words in verdict.reason
+
+
+def test_an_old_interpreter_is_named(tmp_path):
+    """A SyntaxError out of the judge's own file would not tell what to do."""
+    old = tmp_path / "python"
+    old.write_text('#!/bin/sh\necho "[[3, 8], 1]"\n')
+    old.chmod(0o755)
+    verdict = run("pass", python=str(old))
+    assert verdict == Verdict("could-not-run", f"{old} is Python 3.8: give one from 3.10 on")
 
 
 def test_only_what_the_test_itself_lacks_could_not_run():
