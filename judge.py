@@ -1,0 +1,395 @@
+"""Inside the sandbox: a judge that holds the test, and a candidate that never sees it.
+
+`sandbox.py` starts this file in the benchmark's interpreter; the standard library alone is needed.
+There are three kinds of process:
+
+    keeper      imports the libraries once, forks the other two for each test, ends and reaps all
+    candidate   runs the untrusted program, then answers calls of its functions over a socket
+    judge       runs the test; `f(x)` in it is a call over that socket (`wire.py`)
+
+The judge alone reads the expected values and the secret, after the candidate was forked, and says
+the secret after the last assertion. Keeper and judge are not dumpable: the kernel keeps their
+memory and files from the candidate, which is the same user.
+"""
+
+import ctypes
+import importlib
+import json
+import operator
+import os
+import random
+import resource
+import select
+import shutil
+import signal
+import socket
+import stat
+import sys
+import tempfile
+import types
+from collections.abc import Callable, Iterator
+
+from wire import Gone, Wire, receive, send
+
+# ---- candidate and judge ------------------------------------------------------------------------
+
+
+def limit(limits: dict) -> None:
+    """Limits of this process and of all that it starts; they can only be lowered from here on."""
+    hard = {
+        resource.RLIMIT_AS: limits["memory"],
+        resource.RLIMIT_FSIZE: limits["file"],
+        resource.RLIMIT_NOFILE: limits["files"],
+        resource.RLIMIT_NPROC: _threads_of_user() + limits["processes"],
+        resource.RLIMIT_CORE: 0,
+    }
+    for what, most in hard.items():
+        resource.setrlimit(what, (most, most))
+    resource.setrlimit(resource.RLIMIT_CPU, (limits["cpu"], limits["cpu"] + 1))  # SIGXCPU, SIGKILL
+
+
+def _threads_of_user() -> int:
+    """The kernel counts threads by user; in a sandbox of its own there are but ours."""
+    count, me = 0, str(os.getuid())
+    for pid in filter(str.isdigit, os.listdir("/proc")):
+        try:
+            with open(f"/proc/{pid}/status") as file:
+                status = dict(line.split(":", 1) for line in file if ":" in line)
+        except OSError:  # it has ended
+            continue
+        count += int(status["Threads"]) if status["Uid"].split()[0] == me else 0
+    return count
+
+
+def new_module() -> dict:
+    """The namespace of a program: a real module, so that dataclasses and the like work."""
+    module = types.ModuleType("program")
+    sys.modules["program"] = module
+    random.seed(0)
+    if "numpy" in sys.modules:
+        sys.modules["numpy"].random.seed(0)
+    return vars(module)
+
+
+def run(source: str, name: str, space: dict) -> None:
+    exec(compile(source, name, "exec", dont_inherit=True), space)
+
+
+def candidate(fd: int, job: dict) -> None:
+    """Serve the judge until it hangs up: run the program, call its functions."""
+    close_stdin()
+    space = new_module()
+
+    def load():
+        run(job["setup"], "<setup>", space)
+        run(job["program"], "<program>", space)
+
+    def find(name):
+        if name not in space:
+            raise NameError(f"the program defines no {name}")
+        return space[name]
+
+    wire = Wire(fd, trusting=True, inout=job["inout"])
+    wire.serves |= {"load": load, "find": find}
+    wire.serves |= {"get": getattr, "len": len, "item": operator.getitem}
+    while True:
+        message, wire.got = receive(fd)
+        reply = wire.serve(message)
+        sys.stdout.flush()
+        send(fd, reply, wire.blobs)
+
+
+def judge(fd: int, report: int, job: dict) -> None:
+    """Read test and secret, run the test against the candidate, say how it went."""
+    request, _ = receive(0)
+    wire = Wire(fd, trusting=False, inout=job["inout"])
+    say = {"secret": request["secret"]}
+    stage = "setup"
+    try:
+        space = new_module()
+        run(job["setup"], "<setup>", space)
+        stage = "load"
+        wire.ask("load")
+        space.update((name, wire.ask("find", name)) for name in job["calls"])
+        stage = "test"
+        run(request["test"], "<test>", space)
+        say |= {"outcome": "fail" if wire.gone else "pass", "reason": ""}
+    except BaseException as error:
+        own = all(error is not other for other in wire.relayed)  # no error of the program
+        broken = stage == "setup" or isinstance(error, ImportError) and own
+        say |= {"outcome": "could-not-run" if broken else "fail", "reason": explain(error, request)}
+    os.write(report, json.dumps(say).encode())
+
+
+def together(report: int, job: dict) -> None:
+    """Program and test in one process, for tests whose values cannot cross.
+
+    The secret waits in the memory that `list.sort` hides while it calls its key: no frame, global,
+    file or object that the garbage collector knows leads there.
+    """
+    hidden, test = _take_request()
+    space = new_module()
+
+    def work(item):  # for the empty string, while the secret behind it waits
+        for text, name in () if item else _parts(job, test):
+            run(text, name, space)
+
+    try:
+        hidden.sort(key=lambda item: work(item) or 0)
+        say = {"outcome": "pass", "reason": "", "secret": hidden[1]}
+    except BaseException as error:
+        say = {"outcome": "fail", "reason": explain(error, {"test": test})}
+    try:
+        sys.stdout.flush()
+    finally:
+        os.write(report, json.dumps(say).encode())
+
+
+def _take_request():
+    request, _ = receive(0)
+    close_stdin()
+    return ["", request["secret"]], request["test"]
+
+
+def close_stdin() -> None:
+    null = os.open(os.devnull, os.O_RDONLY)
+    os.dup2(null, 0)
+    os.close(null)
+
+
+def _parts(job, test):
+    return (job["setup"], "<setup>"), (job["program"], "<program>"), (test, "<test>")
+
+
+def explain(error: BaseException, request: dict) -> str:
+    """`error` in one line, with the line of the test where it came up."""
+    where, trace = "", error.__traceback__
+    while trace:
+        if trace.tb_frame.f_code.co_filename == "<test>":
+            lines = request["test"].splitlines()
+            where = lines[trace.tb_lineno - 1].strip() if trace.tb_lineno <= len(lines) else ""
+        trace = trace.tb_next
+    if isinstance(error, Gone):
+        return str(error)
+    text = f"{type(error).__name__}: {error}" if str(error) else type(error).__name__
+    return text[:300] + (f" at `{where[:200]}`" if where else "")
+
+
+# ---- the keeper ---------------------------------------------------------------------------------
+
+LIBC = ctypes.CDLL(None, use_errno=True)
+PR_SET_PDEATHSIG, PR_SET_DUMPABLE, PR_SET_CHILD_SUBREAPER = 1, 4, 36
+CLONE_NEWNS, MS_BIND, MS_REC, MS_PRIVATE = 0x20000, 4096, 16384, 1 << 18
+
+
+def step_down(uid: int, folders: list[str]) -> None:
+    """From root to user `uid`, who keeps sight of `folders` where only root may look.
+
+    A private folder on the way is covered by an empty one that holds just what is needed, in a
+    mount namespace of our own. Raises OSError where the machine does not allow that.
+    """
+    covers = {}
+    for folder in folders:
+        for parent in _parents(folder):
+            if not os.stat(parent).st_mode & stat.S_IXOTH:
+                covers.setdefault(parent, []).append(folder)
+                break
+    if covers:
+        _check(LIBC.unshare(CLONE_NEWNS), "unshare")
+        _mount(None, "/", None, MS_REC | MS_PRIVATE)
+    for cover, inside in covers.items():
+        places = [(os.open(folder, os.O_PATH), folder) for folder in inside]
+        _mount("tmpfs", cover, "tmpfs", 0, b"mode=755")
+        for fd, folder in places:
+            os.makedirs(folder, exist_ok=True)
+            _mount(f"/proc/self/fd/{fd}", folder, None, MS_BIND | MS_REC)
+            os.close(fd)
+    os.setgroups([])
+    os.setgid(uid)
+    os.setuid(uid)
+
+
+def _parents(folder: str) -> list[str]:
+    """Every folder above, the uppermost first."""
+    parts = folder.strip("/").split("/")
+    return ["/" + "/".join(parts[:i]) for i in range(1, len(parts))]
+
+
+def _mount(source, target, kind, flags, data=None):
+    names = (x and x.encode() for x in (source, target, kind))
+    _check(LIBC.mount(*names, ctypes.c_ulong(flags), data), f"mount on {target}")
+
+
+def _check(result: int, what: str) -> None:
+    if result:
+        raise OSError(ctypes.get_errno(), f"{what}: {os.strerror(ctypes.get_errno())}")
+
+
+def keep(limits: dict, alone: bool) -> None:
+    """Judge one job after the other until the host hangs up."""
+    while True:
+        try:
+            job, _ = receive(0)
+        except EOFError:
+            return
+        try:
+            send(1, one_job(job, limits, alone))
+        except OSError as error:  # no process, no memory: the machine's fault
+            sweep(alone)
+            send(1, {"broken": str(error)})
+
+
+def one_job(job: dict, limits: dict, alone: bool) -> dict:
+    """Fork a candidate, then a judge, wait for the verdict, end whatever is left of both."""
+    ours, theirs = (end.detach() for end in socket.socketpair())
+    report, say = os.pipe()
+    output, null = os.memfd_create("output"), os.open(os.devnull, os.O_RDWR)
+    folder = tempfile.mkdtemp()
+    if job["calls"]:
+        first = fork(lambda: candidate(theirs, job), [theirs], output, folder, limits)
+        last = fork(lambda: judge(ours, say, job), [ours, say], null, folder, limits)
+    else:
+        first = last = fork(lambda: together(say, job), [say], output, folder, limits)
+    for fd in (ours, theirs, say, null):
+        os.close(fd)
+    why = watch(first, last, limits)
+    sweep(alone)
+    os.lseek(output, 0, os.SEEK_SET)
+    text, said = _take(report, 1 << 16), _take(output, limits["output"])
+    shutil.rmtree(folder, ignore_errors=True)
+    return {"report": text, "why": why, "output": said}
+
+
+def _take(fd: int, most: int) -> str:
+    text = os.read(fd, most).decode(errors="replace")
+    os.close(fd)
+    return text
+
+
+def fork(work: Callable, fds: list[int], output: int, folder: str, limits: dict) -> int:
+    """Run `work` in a child that has `fds` and stdin, prints into `output`, and is limited."""
+    pid = os.fork()
+    if pid:
+        return pid
+    try:
+        LIBC.prctl(PR_SET_PDEATHSIG, signal.SIGKILL)
+        os.setsid()
+        for fd in (1, 2):
+            os.dup2(output, fd)
+        for fd in set(range(3, 256)) - set(fds):
+            _close(fd)
+        os.chdir(folder)
+        os.environ["HOME"] = os.environ["TMPDIR"] = tempfile.tempdir = folder
+        os.environ.pop("PWD", None)  # bubblewrap sets it
+        sys.argv = ["program"]
+        limit(limits)
+        work()
+    finally:
+        os._exit(0)
+
+
+def _close(fd):
+    try:
+        os.close(fd)
+    except OSError:
+        pass
+
+
+def watch(first: int, last: int, limits: dict) -> str:
+    """Wait for the end of `last`; says what ended it or `first` early, "" if nothing did.
+
+    Wall time counts where a process sleeps: on a busy machine one that works may take ten times it.
+    """
+    for _ in range(10):
+        before = _worked(first) + _worked(last)
+        if _ended(last, limits["wall"]):
+            return _cause({first, last}, limits)
+        if _worked(first) + _worked(last) - before < limits["wall"] / 100:
+            break
+    return f"more than {limits['wall']:g} s of wall time"
+
+
+def _worked(pid: int) -> float:
+    """Seconds of CPU time that a child has used so far."""
+    try:
+        with open(f"/proc/{pid}/stat") as file:
+            user, system = file.read().rpartition(")")[2].split()[11:13]
+    except OSError:
+        return 0.0
+    return (int(user) + int(system)) / os.sysconf("SC_CLK_TCK")
+
+
+def _cause(pids: set[int], limits: dict) -> str:
+    """Which limit or signal ended one of these children."""
+    for pid in pids:
+        _ended(pid, 0.2)  # a candidate goes when its judge hangs up, unless it does not want to
+        done, status, usage = os.wait4(pid, os.WNOHANG)
+        slow = usage.ru_utime + usage.ru_stime >= limits["cpu"]
+        if done and (slow or os.WTERMSIG(status) == signal.SIGXCPU):
+            return f"more than {limits['cpu']} s of CPU time"
+        if done and os.WIFSIGNALED(status):
+            return f"ended by {signal.Signals(os.WTERMSIG(status)).name}"
+    return ""
+
+
+def _ended(pid: int, seconds: float) -> bool:
+    fd = os.pidfd_open(pid)
+    ready = select.select([fd], [], [], seconds)[0]
+    os.close(fd)
+    return bool(ready)
+
+
+def sweep(alone: bool) -> None:
+    """End and reap all that was started here; `alone`: one signal reaches all there is.
+
+    What has lost its parent becomes the keeper's child, so that the loop finds it too.
+    """
+    while True:
+        if alone:
+            kill(-1)
+        else:
+            for pid in _children():
+                kill(pid)
+        try:
+            os.waitpid(-1, 0)
+        except ChildProcessError:
+            return
+
+
+def kill(pid: int) -> None:
+    """End a process, if there still is one."""
+    try:
+        os.kill(pid, signal.SIGKILL)
+    except ProcessLookupError:
+        pass
+
+
+def _children() -> Iterator[int]:
+    for pid in filter(str.isdigit, os.listdir("/proc")):
+        try:
+            with open(f"/proc/{pid}/stat") as file:
+                parent = file.read().rpartition(")")[2].split()[1]
+        except OSError:
+            continue
+        if int(parent) == os.getpid():
+            yield int(pid)
+
+
+def main(options: dict) -> None:
+    """Become the keeper; root first steps down, and may have a command to run instead."""
+    if options["uid"]:
+        step_down(options["uid"], options["folders"])
+    if options["command"]:
+        os.execv(options["command"][0], options["command"])
+    LIBC.prctl(PR_SET_DUMPABLE, 0)
+    LIBC.prctl(PR_SET_CHILD_SUBREAPER, 1)
+    LIBC.prctl(PR_SET_PDEATHSIG, signal.SIGKILL)
+    sys.path[:] = filter(None, sys.path)
+    missing = {}
+    for name in options["imports"]:
+        try:
+            importlib.import_module(name)
+        except Exception as error:
+            missing[name] = f"{type(error).__name__}: {error}"
+    send(1, {"missing": missing})
+    keep(options["limits"], options["alone"])

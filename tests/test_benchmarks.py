@@ -1,0 +1,418 @@
+"""Benchmarks: published formats, programs under test, Pass@k, and runs that stop and go on."""
+
+import gzip
+import itertools
+import json
+import math
+
+import pytest
+
+import data
+import evaluate_bench as bench
+from data import benchmarks
+from evaluate_bench import Result
+from sandbox import Box
+
+# ---- items of our own, in the published formats -------------------------------------------------
+
+GCD = {
+    "description": "math.gcd takes a scale.",
+    "rationale": "Tiles come in many sizes.",
+    "docstring": "The result is multiplied by `scale`, 1 by default.",
+    "signature": "math.gcd(a, b, scale=1)",
+    "imports": ["import math", "old_gcd = math.gcd", "setattr(math, 'old_gcd', old_gcd)"],
+    "implementation": "def gcd(a, b, scale=1):\n    return old_gcd(a, b) * scale\n",
+    "update_type": "add-argument",
+    "function_path": "math.gcd",
+    "package": "math",
+    "update_id": "[math.gcd]:[add-argument]:[update-0]",
+}
+RAVEL = {
+    "description": "numpy.ravel is called numpy.flat.",
+    "rationale": "Shorter.",
+    "docstring": "As numpy.ravel was.",
+    "signature": "numpy.flat(a)",
+    "imports": ["import numpy", "import numpy as np", "old_ravel = numpy.ravel"],
+    "implementation": "def flat(a):\n    return old_ravel(a)\n",
+    "update_type": "modify-function-name",
+    "function_path": "numpy.ravel",
+    "package": "numpy",
+    "update_id": "[numpy.ravel]:[modify-function-name]:[update-0]",
+}
+TILE = {
+    "scenario": "You lay tiles.",
+    "problem": "Return the largest square tile, `scale` times enlarged.",
+    "solution_signature": "def tile(width: int, height: int, scale: int) -> int",
+    "unit_tests": [
+        "def test_tile():\n    # the largest square\n    result = tile(4, 6, 3)\n\n"
+        "    assert result == math.gcd(4, 6, scale=3)\n    ",
+        "def test_one():\n    assert tile(1, 1, 1) == 1",
+    ],
+    "imports": GCD["imports"],
+    "ref_solution": "def tile(width: int, height: int, scale: int) -> int:\n"
+    "    return math.gcd(width, height, scale=scale)\n",
+    "prog_syn_id": "[math.gcd]:[add-argument]:[update-0]:[prog_syn-0]",
+}
+FLOOR = TILE | {
+    "problem": "The same for a list of floors.",
+    "solution_signature": "tiles(floors: List[Tuple[int, int]])",
+    "unit_tests": ["def test_tiles():\n    assert tiles([(4, 6), (5, 5)]) == [2, 5]"],
+    "ref_solution": "from typing import List, Tuple\ndef half(x): return x\n"
+    "def tiles(floors: List[Tuple[int, int]]):\n"
+    "    return [math.gcd(a, b, scale=1) for a, b in floors]\n",
+    "prog_syn_id": "[math.gcd]:[add-argument]:[update-0]:[prog_syn-1]",
+}
+ROW = TILE | {
+    "problem": "Write the table into `out` as one row, and return it.",
+    "solution_signature": "def row(table, out)",
+    "unit_tests": [
+        "def test_row():\n    out = np.zeros(4)\n    result = row(np.eye(2), out)\n"
+        "    assert np.array_equal(out, [1, 0, 0, 1]) and result.shape == (4,)"
+    ],
+    "imports": RAVEL["imports"],
+    "ref_solution": "import numpy as np\ndef row(table, out):\n    out[:] = np.flat(table)\n"
+    "    return out\n",
+    "prog_syn_id": "[numpy.ravel]:[modify-function-name]:[update-0]:[prog_syn-0]",
+}
+GROUPED = [
+    {"update": GCD, "prog_syn_examples": [TILE, FLOOR]},
+    {"update": RAVEL, "prog_syn_examples": [ROW]},
+]
+
+
+def _joined(row: dict) -> dict:
+    """Lists as one string each, as the later release has them."""
+    glue = {"imports": "\n", "unit_tests": "\n\n"}
+    return {key: glue[key].join(x) if isinstance(x, list) else x for key, x in row.items()}
+
+
+UNGROUPED = [
+    {"update": _joined(group["update"]), "update_id": group["update"]["update_id"]} | _joined(x)
+    for group in GROUPED
+    for x in group["prog_syn_examples"]
+]
+FLAT = [
+    _joined(group["update"])
+    | {key: x for key, x in _joined(example).items() if key != "imports"}
+    | {"prog_syn_imports": "\n".join(example["imports"])}
+    for group in GROUPED
+    for example in group["prog_syn_examples"]
+]
+
+DOUBLE = {
+    "task_id": "HumanEval/0",
+    "prompt": "def half(x):\n    return x / 2\n\n\ndef double(x: int) -> int:\n"
+    '    """ Twice x.\n    >>> double(2)\n    4\n    """\n',
+    "entry_point": "double",
+    "canonical_solution": "    return 2 * x\n",
+    "test": "\n\ndef check(candidate):\n    assert candidate(2) == 4\n"
+    "    assert half(candidate(3)) == 3\n",
+}
+ROOT = {  # the one test of HumanEval+ that cannot pass as published
+    "task_id": "HumanEval/32",
+    "prompt": 'def find_zero(xs: list):\n    """ A root of 1 + 2 x, and the like. """\n',
+    "entry_point": "find_zero",
+    "canonical_solution": "    return -xs[0] / xs[1]\n",
+    "test": "def _poly(xs, x):\n    return sum(c * x**i for i, c in enumerate(xs))\n\n"
+    "def check(candidate):\n    for inp in [[[1, 2]], [[-3, 6]]]:\n"
+    "        assert _poly(*candidate(*inp), inp) <= 0.0001\n",
+}
+
+
+def _write(path, rows: list) -> str:
+    text = "".join(json.dumps(row) + "\n" for row in rows)
+    path.write_bytes(gzip.compress(text.encode()) if path.suffix == ".gz" else text.encode())
+    return str(path)
+
+
+# ---- reading ------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("rows", [UNGROUPED, FLAT])
+def test_both_releases_give_the_same_items(rows, tmp_path):
+    """A reader of one release would refuse the other, or lose its tests."""
+    grouped = benchmarks.read("codeupdatearena", _write(tmp_path / "grouped.jsonl", GROUPED))
+    others = benchmarks.read("codeupdatearena", _write(tmp_path / "others.jsonl", rows))
+    assert [item.id for item in grouped] == [x["prog_syn_id"] for x in (TILE, FLOOR, ROW)]
+    assert grouped == others
+
+
+def test_a_program_under_test_is_made_of_the_published_parts(tmp_path):
+    """A test without its call would pass whatever the program does."""
+    tile, floor, row = benchmarks.read("codeupdatearena", _write(tmp_path / "a.jsonl", GROUPED))
+    imports = "import math\nold_gcd = math.gcd\nsetattr(math, 'old_gcd', old_gcd)\n"
+    assert tile.setup == imports + GCD["implementation"] + "\nmath.gcd = gcd\n"
+    assert tile.without == imports
+    assert len(tile.tests) == 2 and tile.tests[1].endswith("\ntest_one()\n")
+    assert "test_one" not in tile.tests[0]
+    assert floor.tests[0].startswith("from typing import List, Tuple\n")  # as the program's own
+    assert (tile.calls, floor.calls, row.calls) == (("tile",), ("tiles",), ("row",))
+    assert (row.package, row.kind) == ("numpy", "modify-function-name")
+
+
+@pytest.mark.parametrize(
+    ("path", "kind", "code", "statement"),
+    [
+        ("a.f", "add-argument", "def f(x): 0", "a.f = f"),
+        ("a.b.f", "modify-output-semantics", "def f(x): 0\ndef g(): 0", "a.b.f = f"),
+        ("a.f", "modify-function-name", "def g(x): 0", "del a.f\nsetattr(a, 'g', g)"),
+        ("a.f", "add-function", "def g(x): 0", "setattr(a, 'g', g)"),
+        ("a.f", "deprecate-function", "", "del a.f"),
+    ],
+)
+def test_each_kind_of_update_is_installed_in_its_way(path, kind, code, statement):
+    """A renamed function that stays under its old name would pass old code with the update."""
+    assert benchmarks.install(path, kind, code) == statement
+
+
+def test_the_prompt_has_the_update_and_the_task_and_no_test(tmp_path):
+    """A unit test in the prompt would give the answer away."""
+    item = benchmarks.read("codeupdatearena", _write(tmp_path / "a.jsonl", GROUPED))[0]
+    system, user = benchmarks.messages(item)
+    assert system == {"role": "system", "content": data.SYSTEM}
+    shown = ["math.gcd", GCD["description"], GCD["signature"], GCD["docstring"]]
+    shown += [TILE["scenario"], TILE["problem"], TILE["solution_signature"], data.TASK]
+    places = [user["content"].index(text) for text in shown]
+    assert places == sorted(places)
+    assert "assert" not in user["content"] and "old_gcd" not in user["content"]
+
+
+def test_humaneval_is_read_gzip_or_not_and_its_broken_test_is_mended(tmp_path):
+    """The published HumanEval+/32 passes a number to `*`: no program could pass it."""
+    plain = benchmarks.read("humaneval", _write(tmp_path / "a.jsonl", [DOUBLE, ROOT]))
+    assert plain == benchmarks.read("humaneval", _write(tmp_path / "a.jsonl.gz", [DOUBLE, ROOT]))
+    double, root = plain
+    assert double.head == double.setup == DOUBLE["prompt"] and double.without is None
+    assert double.tests[0].endswith("\ncheck(double)\n")
+    assert "abs(_poly(*inp, candidate(*inp))) <= 0.0001" in root.tests[0]
+
+
+def test_pandas_shares_a_process(tmp_path):
+    """Tables do not cross to a judge: right programs would fail."""
+    rows = [{"update": GCD | {"package": "pandas"}, "prog_syn_examples": [TILE]}]
+    assert benchmarks.read("codeupdatearena", _write(tmp_path / "a.jsonl", rows))[0].calls == ()
+
+
+BAD = [
+    ("humaneval", DOUBLE | {"test": None}, "line 1: field 'test' is missing"),
+    ("humaneval", DOUBLE | {"prompt": 3}, "line 1: field 'prompt' must be a string"),
+    ("humaneval", DOUBLE | {"test": "def check(:"}, "field 'test' is not valid Python"),
+    ("humaneval", [1], "line 1: not a JSON object but a list"),
+    ("codeupdatearena", {"update": GCD | {"function_path": None}}, "'function_path' is missing"),
+    ("codeupdatearena", {"update": 1}, "field 'update' must be an object"),
+    ("codeupdatearena", DOUBLE, "field 'function_path' is missing"),
+    ("codeupdatearena", {"update": GCD, "prog_syn_examples": [1]}, "must be a list of objects"),
+    ("codeupdatearena", UNGROUPED[0] | {"unit_tests": "x = 1"}, "no function whose name starts"),
+    ("codeupdatearena", {"update": GCD, "prog_syn_examples": [TILE, TILE]}, "a second time"),
+]
+
+
+@pytest.mark.parametrize(("benchmark", "row", "words"), BAD)
+def test_a_bad_row_is_named_in_one_sentence(benchmark, row, words, tmp_path):
+    """A KeyError would not tell which line of the file lacks what."""
+    path = _write(tmp_path / "bad.jsonl", [row])
+    with pytest.raises(ValueError, match="^[^\n]*$") as error:
+        benchmarks.read(benchmark, path)
+    assert words in str(error.value) and path in str(error.value)
+
+
+@pytest.mark.parametrize("content", [b"", b"\n\n", b"{", b"\xff{}", b"\x1f\x8b not gzip"])
+def test_a_bad_file_is_named_in_one_sentence(content, tmp_path):
+    """Half a download would end in a traceback."""
+    (tmp_path / "bad.jsonl").write_bytes(content)
+    for path in (tmp_path / "bad.jsonl", tmp_path / "missing.jsonl"):
+        with pytest.raises(ValueError, match=f"^{path}[^\n]*$"):
+            benchmarks.read("humaneval", path)
+
+
+# ---- Pass@k -------------------------------------------------------------------------------------
+
+
+def test_pass_at_k_is_the_share_of_choices_with_a_pass():
+    """The biased estimate 1 - (1 - c/n)^k is too high."""
+    for n in range(1, 7):
+        for c, k in itertools.product(range(n + 1), range(1, n + 1)):
+            choices = list(itertools.combinations([True] * c + [False] * (n - c), k))
+            assert math.isclose(bench.pass_at_k(n, c, k), sum(map(any, choices)) / len(choices))
+    assert bench.pass_at_k(5, 1, 1) == pytest.approx(1 / 5)
+    assert bench.pass_at_k(5, 2, 2) == pytest.approx(1 - (3 * 2) / (5 * 4))
+    for k in (0, 6):
+        with pytest.raises(ValueError, match="needs at least"):
+            bench.pass_at_k(5, 1, k)
+
+
+def test_the_interval_is_that_of_items_drawn_anew():
+    """An interval over samples instead of items would be too narrow."""
+    assert bench.bootstrap([1.0] * 7) == bench.Score(1.0, 1.0, 1.0, 7)
+    # A mean of 100 draws of 0 or 1, half each, has a deviation of 0.05: 0.5 -+ 1.96 * 0.05.
+    s = bench.bootstrap([0.0, 1.0] * 50)
+    assert s.mean == 0.5 and abs(s.low - 0.402) < 0.02 and abs(s.high - 0.598) < 0.02
+
+
+RESULTS = [
+    Result("a", "math", "add", ["pass", "pass", "fail"], ["", "", "x"], ["fail", "pass", ""]),
+    Result("b", "math", "add", ["fail"] * 3, ["x"] * 3, [""] * 3),
+    Result("c", "re", "name", ["pass", "could-not-run", "pass"], ["", "no re", ""], ["fail"] * 3),
+    Result("d", "re", "name", ["pass"] + ["fail"] * 2, [""] * 3, ["could-not-run", "", ""]),
+]
+
+
+def test_what_could_not_run_is_left_out_and_upass_needs_the_update():
+    """A missing library counted as wrong would measure the machine."""
+    assert [bench.counts(r, False) for r in RESULTS] == [(3, 2), (3, 0), (2, 2), (3, 1)]
+    assert [bench.counts(r, True) for r in RESULTS] == [(3, 1), (3, 0), (2, 2), (2, 0)]
+    # Pass@1: 2/3, 0, 2/2 and 1/3. Pass@3: c is judged twice only, the others are 1, 0 and 1.
+    assert bench.score(RESULTS, 1).mean == pytest.approx((2 / 3 + 0 + 1 + 1 / 3) / 4)
+    assert bench.score(RESULTS, 3).mean == pytest.approx(2 / 3)
+    assert bench.score(RESULTS, 3).items == 3
+    assert bench.score(RESULTS, 1, True).mean == pytest.approx((1 / 3 + 0 + 1 + 0) / 4)
+    assert bench.score(RESULTS, 4) is None
+
+
+def test_the_table_has_all_packages_and_kinds():
+    """A mean over all packages would hide the one that fails."""
+    lines = bench.table(RESULTS, [1, 3]).splitlines()
+    assert lines[0] == "| | items | Pass@1 | UPass@1 | Pass@3 | UPass@3 |"
+    assert [x.split(" | ")[0] for x in lines[2:]] == ["| all", "| math", "| re", "| add", "| name"]
+    assert lines[3].startswith("| math | 2 | 33.3 [")  # (2/3 + 0) / 2
+    assert "UPass" not in bench.table([Result("a", verdicts=["pass"], without=[""])], [1])
+
+
+# ---- the file of results ------------------------------------------------------------------------
+
+
+def test_a_half_written_line_is_cut_off_and_the_rest_kept(tmp_path):
+    """A run killed inside a line could not go on, or would join it to the next."""
+    path = tmp_path / "out.jsonl"
+    lines = [bench.line(result, "r") for result in RESULTS[:2]]
+    path.write_text(lines[0] + lines[1] + lines[0][:20])
+    assert bench.read_results(path, "r") == RESULTS[:2]
+    assert path.read_text() == lines[0] + lines[1]
+    assert bench.read_results(tmp_path / "none", "r") == []
+
+
+@pytest.mark.parametrize("text", ['{"id": 1}\n', "[]\n", "no json\n", '{"run": "r"}\n'])
+def test_a_file_that_holds_something_else_is_not_touched(text, tmp_path):
+    """The results of another run, or notes of a person, would be lost."""
+    path = tmp_path / "out.jsonl"
+    path.write_text(text)
+    with pytest.raises(ValueError, match="line 1: no result; give a new file"):
+        bench.read_results(path, "r")
+    path.write_text(bench.line(RESULTS[0], "other"))
+    with pytest.raises(ValueError, match="other data, samples or settings"):
+        bench.read_results(path, "r")
+    assert path.read_text() == bench.line(RESULTS[0], "other")
+
+
+def test_an_interrupted_run_goes_on_with_what_is_missing(tmp_path, monkeypatch):
+    """Judging all again would take the hours that were spent already."""
+    rows = [DOUBLE | {"task_id": str(n)} for n in range(3)]
+    items = benchmarks.read("humaneval", _write(tmp_path / "a.jsonl", rows))
+    out, asked = tmp_path / "out.jsonl", []
+    monkeypatch.setattr(bench, "ROUND", 2)
+
+    def draw(part):
+        asked.append([item.id for item in part])
+        if len(asked) == 2:
+            raise KeyboardInterrupt
+        return [[item.reference] for item in part]
+
+    with pytest.raises(KeyboardInterrupt):
+        bench.evaluate(items, draw, Box(), out, "r")
+    results = bench.evaluate(items, draw, Box(), out, "r")
+    assert asked == [["0", "1"], ["2"], ["2"]]
+    assert [r.id for r in results] == ["0", "1", "2"]
+    assert sorted(json.loads(line)["id"] for line in out.read_text().splitlines()) == [*"012"]
+
+
+# ---- from the command line ----------------------------------------------------------------------
+
+
+def _main(tmp_path, benchmark, rows, samples, *flags) -> tuple[int, list[dict]]:
+    out = tmp_path / "out.jsonl"
+    named = samples if isinstance(samples, str) else _write(tmp_path / "samples.jsonl", samples)
+    files = ["--data", _write(tmp_path / "data.jsonl", rows), "--predictions", named]
+    code = bench.main([benchmark, *files, "--out", str(out), *flags])
+    lines = out.read_text().splitlines() if out.exists() else []
+    return code, sorted(map(json.loads, lines), key=lambda row: row["id"])
+
+
+def test_reference_solutions_pass_with_the_update_and_not_without(tmp_path, capsys):
+    """This is the check of the harness: where it fails, no other number means anything."""
+    code, lines = _main(tmp_path, "codeupdatearena", GROUPED, "reference")
+    assert code == 0
+    assert [line["verdicts"] for line in lines] == [["pass"]] * 3
+    # `tiles` calls gcd with a scale, so that it fails without the update, and so do the others.
+    assert [line["without"] for line in lines] == [["fail"]] * 3
+    assert "| all | 3 | 100.0 [100.0, 100.0] | 100.0 [100.0, 100.0] |" in capsys.readouterr().out
+
+
+def test_answers_are_told_apart(tmp_path, capsys):
+    """A harness that lets a cheat through, or an old solution count as a use of the update."""
+    old = "import math\ndef tile(width, height, scale): return math.gcd(width, height) * scale"
+    cheat = "class A:\n    def __eq__(self, other): return True\ndef tile(*a): return A()"
+    codes = [TILE["ref_solution"], old, "def tile(*a): return 1", cheat, "import os; os._exit(0)"]
+    samples = [{"id": TILE["prog_syn_id"], "code": code} for code in codes]
+    # Without the update the tests themselves call gcd with a scale: nothing passes then.
+    code, (line,) = _main(tmp_path, "codeupdatearena", GROUPED, samples, "--k", "1,5")
+    assert code == 0
+    assert line["verdicts"] == ["pass", "pass", "fail", "fail", "fail"]
+    assert line["without"] == ["fail", "fail", "", "", ""]
+    assert line["code"] == codes and line["reasons"][0] == "" and all(line["reasons"][2:])
+    said = capsys.readouterr()
+    assert "2 of 3 items have no sample" in said.err and "| all | 1 | 40.0 [" in said.out
+
+
+def test_humaneval_in_its_own_format(tmp_path):
+    """A completion continues the prompt; a whole function replaces it."""
+    completions = ["    return x + x\n", "    return x\n", "def double(x):\n    return 2 * x\n"]
+    samples = [{"task_id": "HumanEval/0", "completion": text} for text in completions]
+    code, (line,) = _main(tmp_path, "humaneval", [DOUBLE, ROOT], samples)
+    assert (code, line["verdicts"]) == (0, ["pass", "fail", "pass"])
+
+
+def test_a_missing_library_is_said_and_not_counted(tmp_path, capsys):
+    """Zero percent would be the machine's result, not the model's."""
+    update = GCD | {"imports": [*GCD["imports"], "import no_such_library"]}
+    rows = [{"update": update, "prog_syn_examples": [TILE]}, GROUPED[1]]
+    code, lines = _main(tmp_path, "codeupdatearena", rows, "reference")
+    assert [line["verdicts"] for line in lines] == [["could-not-run"], ["pass"]]
+    said = capsys.readouterr()
+    assert "1 of 2 items cannot be run" in said.err and "no_such_library" in said.err
+    assert "1 samples could not be run and are left out" in said.out
+    assert "| all | 2 | 100.0 [" in said.out
+
+
+@pytest.mark.parametrize(
+    ("samples", "flags", "words"),
+    [
+        ("reference", ["--python", "/no/such/python"], "no interpreter /no/such/python"),
+        ("reference", ["--k", "2"], "the item with fewest samples has 1"),
+        ("reference", ["--k", "one"], "give numbers such as 1,5"),
+        ("reference", ["--sandbox", "docker"], "bwrap or plain"),
+        ([{"task_id": "HumanEval/9", "completion": ""}], [], "has no item 'HumanEval/9'"),
+        ([{"task_id": "HumanEval/0"}], [], "line 1: a prediction needs the text fields"),
+        ([], [], "no prediction in it"),
+        ("/no/such/file", [], "/no/such/file cannot be read"),
+    ],
+)
+def test_bad_input_is_one_sentence(samples, flags, words, tmp_path, capsys):
+    """A traceback would hide what to do."""
+    code, lines = _main(tmp_path, "humaneval", [DOUBLE], samples, *flags)
+    error = capsys.readouterr().err.splitlines()[-1]
+    assert (code, lines) == (2, []) and error.startswith("error: ") and words in error
+
+
+def test_verdicts_do_not_depend_on_the_order_of_the_run(tmp_path):
+    """A test that left something behind would change the next one's verdict."""
+    item = benchmarks.read("codeupdatearena", _write(tmp_path / "a.jsonl", GROUPED))[0]
+    codes = [TILE["ref_solution"], "def tile(*a): return 1", None]
+    for order in itertools.permutations(range(3)):
+        result = bench.judge(item, [codes[i] for i in order], Box())
+        assert [result.verdicts[order.index(i)] for i in range(3)] == ["pass", "fail", "fail"]
+
+
+def test_libraries_are_those_that_the_benchmark_itself_imports(tmp_path):
+    """An import in a program's code must not decide what the machine is asked for."""
+    items = benchmarks.read("codeupdatearena", _write(tmp_path / "a.jsonl", GROUPED))
+    assert [bench.libraries(item) for item in items] == [(), (), ("numpy",)]
