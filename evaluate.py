@@ -1,4 +1,8 @@
-"""How good a policy is: its greedy answers, graded one by one.
+"""How good a policy is: its greedy answers, graded one by one, and its programs, run.
+
+    python evaluate.py updates --model runs/grpo-seed0/checkpoint --split test
+    python evaluate.py codeupdatearena --data FILE --model FOLDER --n 5 --k 1,5
+    python evaluate.py humaneval --data HumanEval.jsonl.gz --predictions reference
 
     answers = greedy(load("", "cpu"), data.load(split="test"), max_new_tokens=384)
     means(answers)   -> {"em_star": -1.47, "es_star": 1.81, "format": 99.7, "exact": 1.0, ...}
@@ -6,18 +10,24 @@
 A completion is parsed once; tables, sample pages and curves (`report.py`) are views of the records.
 """
 
+import argparse
 import json
 import random
+import sys
 from dataclasses import dataclass
 from pathlib import Path
 
 import torch
 from tqdm import tqdm
+from transformers.utils import logging as transformers_logging
 
 import data
+import passk
 import ranks
 import reward
-from policy import Policy
+import sandbox
+from data import benchmarks
+from policy import Policy, load
 
 ROWS = 64  # rows that are decoded together
 HARD = 100  # rows of test_hard in a run's report, to save time: its programs are long
@@ -155,3 +165,160 @@ def read(path: Path, rows: dict[str, list[data.Example]]) -> Report | None:
 def copied(examples: list[data.Example]) -> list[Graded]:
     """What copying the old code is worth: every result must be read against it."""
     return grade(examples, [data.answer("", e.old_code) for e in examples])
+
+
+# ------------------------------------------------------------------------------------------------
+# The command
+# ------------------------------------------------------------------------------------------------
+
+
+def updates(options: argparse.Namespace) -> str:
+    """Greedy answers to the rows of our own format, by split, library and kind."""
+    policy = load(options.model, options.device, getattr(torch, options.dtype))
+    names = options.split.split(",") if options.split else data.splits(options.data)
+    rows = {name: data.load(options.data, name) for name in names}
+    graded = report(policy, rows, options.max_new_tokens, "greedy answers")
+    if options.out:
+        Path(options.out).write_text(lines(graded), encoding="utf-8")
+    tables = [breakdown(graded)]
+    for title, of in (("library", "dependency"), ("kind", "kind")):
+        groups: Report = {}
+        for g in (g for part in graded.values() for g in part):
+            groups.setdefault(getattr(g.example, of) or "unnamed", []).append(g)
+        tables.append(breakdown(dict(sorted(groups.items())), title))
+    if options.n > 1:
+        tables.append(sampled(policy, rows, options))
+    return "\n\n".join(tables)
+
+
+def breakdown(groups: Report, title: str = "split") -> str:
+    """Markdown: one row a group; exact match and copies with 95 % bootstrap intervals."""
+    table = [f"| {title} | rows | EM* | ES* | format | copies | exact |", "|---" * 7 + "|"]
+    for name, graded in groups.items():
+        m = means(graded)
+        exact = passk.bootstrap([float(g.exact) for g in graded])
+        copies = passk.bootstrap([float(g.copied and not g.exact) for g in graded])
+        table.append(
+            f"| {name} | {len(graded)} | {m['em_star']:.2f} | {m['es_star']:.2f} "
+            f"| {m['format']:.1f} % | {passk.percent(copies)} | {passk.percent(exact)} |"
+        )
+    return "\n".join(table)
+
+
+def sampled(policy: Policy, rows: dict[str, list[data.Example]], options) -> str:
+    """Markdown: Pass@k of sampled answers by exact match."""
+    ks = passk.numbers(options.k, options.n)
+    table = [
+        "| split | " + " | ".join(f"Pass@{k}" for k in ks) + " |",
+        "|---" * (len(ks) + 1) + "|",
+    ]
+    generator = torch.Generator().manual_seed(options.seed)
+    for name, examples in rows.items():
+        right = []
+        for start in tqdm(range(0, len(examples), passk.ROUND), desc=f"samples, {name}"):
+            part = examples[start : start + passk.ROUND]
+            texts = sample_texts(policy, policy.prompts(part), options, generator)
+            exact = [g.exact for g in grade([e for e in part for _ in range(options.n)], texts)]
+            right += [sum(exact[i : i + options.n]) for i in range(0, len(exact), options.n)]
+        values = [passk.bootstrap([passk.pass_at_k(options.n, c, k) for c in right]) for k in ks]
+        table.append(f"| {name} | " + " | ".join(map(passk.percent, values)) + " |")
+    return "\n".join(table)
+
+
+def sample_texts(policy: Policy, prompts: list[list[int]], options, generator) -> list[str]:
+    """n answers to each prompt, one behind the other, sampled as the options say."""
+    how = dict(temperature=options.temperature, top_p=options.top_p, generator=generator)
+    how |= dict(group_size=options.n, max_new_tokens=options.max_new_tokens)
+    return policy.texts(policy.sample(prompts, **how))
+
+
+def benchmark(options: argparse.Namespace) -> str:
+    """Pass@k of a published benchmark, of a model's samples or of those in a file."""
+    items = benchmarks.read(options.command, options.data)
+    kind, notice = sandbox.choose(options.sandbox)
+    print(notice, file=sys.stderr)
+    box = sandbox.Box(options.python, kind, passk.LIMITS)
+    if options.predictions:
+        samples = passk.predictions(options.command, options.predictions, items)
+        least = min(map(len, samples.values()))
+        judged = [item for item in items if item.id in samples]
+        if len(judged) < len(items):
+            missing = len(items) - len(judged)
+            print(f"{missing} of {len(items)} items have no sample", file=sys.stderr)
+        source = samples
+
+        def draw(part: list[benchmarks.Item]) -> list[list[str | None]]:
+            return [samples[item.id] for item in part]
+
+    else:
+        judged, least = items, options.n
+        policy = load(options.model, options.device, getattr(torch, options.dtype))
+        names = ("model", "n", "temperature", "top_p", "max_new_tokens", "seed", "dtype")
+        source = {name: getattr(options, name) for name in names}
+
+        def draw(part: list[benchmarks.Item]) -> list[list[str | None]]:
+            # Seeded by the items, so that a run that goes on draws what it would have drawn.
+            seed = int(passk.fingerprint(seed=options.seed, first=part[0].id), 16) % 2**62
+            generator = torch.Generator().manual_seed(seed)
+            prompts = [data.opened(benchmarks.messages(x), policy.tokenizer) for x in part]
+            texts = sample_texts(policy, prompts, options, generator)
+            codes = [reward.extract_code(text) for text in texts]
+            return [codes[i : i + options.n] for i in range(0, len(codes), options.n)]
+
+    ks = passk.numbers(options.k, least)
+    passk.check_interpreter(box, judged)
+    run = passk.fingerprint(items=items, source=source, python=options.python, kind=kind)
+    out = Path(options.out) if options.out else None
+    return passk.summary(passk.evaluate(judged, draw, box, out, run), ks)
+
+
+def parser() -> argparse.ArgumentParser:
+    """Three commands with the flags that each reads."""
+    parser = argparse.ArgumentParser(description=__doc__.partition("\n")[0], allow_abbrev=False)
+    commands = parser.add_subparsers(dest="command", required=True, metavar="COMMAND")
+    about = {
+        "updates": "our own splits, or a file in our format or the paper's: greedy exact match",
+        "codeupdatearena": "CodeUpdateArena, unit tests with and without the update",
+        "humaneval": "HumanEval or HumanEval+, unit tests",
+    }
+    for name, text in about.items():
+        flag = commands.add_parser(name, help=text, description=text).add_argument
+        own = name == "updates"
+        flag("--model", default="", help="folder, run's checkpoint or hub id (default: bundled)")
+        flag("--data", required=not own, default="", help="the file (updates: default bundled)")
+        flag("--out", default="", help="JSON-lines file, a line an answer or item")
+        flag("--n", type=int, default=1 if own else 5, help="samples of each (default %(default)s)")
+        flag("--k", default="1", metavar="K,K", help="which Pass@k, such as 1,5 (default 1)")
+        flag("--temperature", type=float, default=0.8, help="of these samples (0.8)")
+        flag("--top-p", type=float, default=0.7, help="of these samples (0.7)")
+        flag("--max-new-tokens", type=int, default=384 if own else 512, help="longest answer")
+        flag("--seed", type=int, default=0, help="of sampling")
+        flag("--device", default="cuda" if torch.cuda.is_available() else "cpu", help="cpu or cuda")
+        flag("--dtype", default="float32", choices=("float32", "bfloat16"), help="of the model")
+        if own:
+            flag("--split", default="", help="such as test,test_hard (default: all)")
+            continue
+        flag("--predictions", default="", metavar="FILE", help="samples, or the word reference")
+        flag("--python", default=sys.executable, metavar="PATH", help="the programs' interpreter")
+        flag("--sandbox", default="", metavar="bwrap|plain", help="default: the better at hand")
+    return parser
+
+
+def main(arguments: list[str] | None = None) -> int:
+    """The command line; 0, or 2 after one sentence on what is wrong with its input."""
+    transformers_logging.set_verbosity_error()
+    transformers_logging.disable_progress_bar()
+    options = parser().parse_args(arguments)
+    try:
+        print((updates if options.command == "updates" else benchmark)(options))
+    except (ValueError, OSError) as error:
+        print(f"evaluate.py: {error}", file=sys.stderr)
+        return 2
+    except KeyboardInterrupt:
+        print("\nstopped; with --out the same command goes on where it was", file=sys.stderr)
+        return 130
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -154,18 +154,21 @@ def messages(example: Example) -> list[dict[str, str]]:
 
 def prompt(example: Example, tokenizer) -> list[int]:
     """Token ids of the conversation in the model's own chat template, open after `<think>`."""
+    return opened(messages(example), tokenizer)
+
+
+def opened(turns: list[dict[str, str]], tokenizer) -> list[int]:
+    """Token ids of these turns in the model's own chat template, and of the answer's opening."""
     if tokenizer.chat_template is None:
         raise ValueError("the tokenizer has no chat template; take an instruct model")
     from jinja2 import TemplateError  # here, so that the builder runs without it
 
     try:
-        opened = tokenizer.apply_chat_template(
-            messages(example), add_generation_prompt=True, tokenize=False
-        )
+        text = tokenizer.apply_chat_template(turns, add_generation_prompt=True, tokenize=False)
     except TemplateError as error:
         raise ValueError(f"the tokenizer's chat template refuses the prompt: {error}") from None
     # The template has written its own special tokens: none may be added a second time.
-    return tokenizer.encode(opened + OPENING, add_special_tokens=False)
+    return tokenizer.encode(text + OPENING, add_special_tokens=False)
 
 
 def answer(thought: str, code: str) -> str:

@@ -8,9 +8,10 @@ import math
 import pytest
 
 import data
-import evaluate_bench as bench
+import evaluate
+import passk as bench
 from data import benchmarks
-from evaluate_bench import Result
+from passk import Result
 from sandbox import Box
 
 # ---- items of our own, in the published formats -------------------------------------------------
@@ -332,7 +333,7 @@ def _main(tmp_path, benchmark, rows, samples, *flags) -> tuple[int, list[dict]]:
     out = tmp_path / "out.jsonl"
     named = samples if isinstance(samples, str) else _write(tmp_path / "samples.jsonl", samples)
     files = ["--data", _write(tmp_path / "data.jsonl", rows), "--predictions", named]
-    code = bench.main([benchmark, *files, "--out", str(out), *flags])
+    code = evaluate.main([benchmark, *files, "--out", str(out), *flags])
     lines = out.read_text().splitlines() if out.exists() else []
     return code, sorted(map(json.loads, lines), key=lambda row: row["id"])
 
@@ -400,7 +401,7 @@ def test_bad_input_is_one_sentence(samples, flags, words, tmp_path, capsys):
     """A traceback would hide what to do."""
     code, lines = _main(tmp_path, "humaneval", [DOUBLE], samples, *flags)
     error = capsys.readouterr().err.splitlines()[-1]
-    assert (code, lines) == (2, []) and error.startswith("error: ") and words in error
+    assert (code, lines) == (2, []) and error.startswith("evaluate.py: ") and words in error
 
 
 def test_verdicts_do_not_depend_on_the_order_of_the_run(tmp_path):

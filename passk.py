@@ -1,6 +1,7 @@
-"""Benchmarks by running the code: Pass@k and UPass@k with intervals, resumable, in a sandbox.
+"""Pass@k and UPass@k: samples in, run in the sandbox, what they add up to out.
 
-    python evaluate_bench.py humaneval --data HumanEval.jsonl.gz --predictions reference
+    results = evaluate(items, draw, box, out, name)       # items: data/benchmarks.py
+    print(summary(results, [1, 5]))
 
 A sample passes if every unit test passes. Where the benchmark has updates, all tests run with the
 update installed; a sample that passes then runs without it: UPass@k counts only those that need
@@ -8,7 +9,6 @@ the update. What could not be run, for want of a library or of memory, is no wro
 left out and counted apart.
 """
 
-import argparse
 import ast
 import dataclasses
 import hashlib
@@ -148,6 +148,22 @@ def score(results: list[Result], k: int, needs_update: bool = False) -> Score | 
     return bootstrap(values) if values else None
 
 
+def percent(score: Score) -> str:
+    """A mean in percent with its interval."""
+    return f"{100 * score.mean:.1f} [{100 * score.low:.1f}, {100 * score.high:.1f}]"
+
+
+def numbers(text: str, samples: int) -> list[int]:
+    """The k of "1,5", in order. ValueError if one is none, or more than there are samples."""
+    try:
+        ks = sorted({int(k) for k in text.split(",")})
+    except ValueError:
+        raise ValueError(f"--k {text}: give numbers such as 1,5") from None
+    if ks[0] < 1 or ks[-1] > samples:
+        raise ValueError(f"--k {text}: the item with fewest samples has {samples}")
+    return ks
+
+
 def table(results: list[Result], ks: list[int]) -> str:
     """Markdown: all items, then by package and by kind of update where there are any."""
     updates = any(result.package for result in results)
@@ -159,10 +175,7 @@ def table(results: list[Result], ks: list[int]) -> str:
             groups[value] = [r for r in results if getattr(r, name) == value]
     for title, rows in groups.items():
         scores = [score(rows, k, u) for k in ks for u in (False, True)[: 1 + updates]]
-        cells = [
-            f"{100 * s.mean:.1f} [{100 * s.low:.1f}, {100 * s.high:.1f}]" if s else "-"
-            for s in scores
-        ]
+        cells = [percent(s) if s else "-" for s in scores]
         lines.append(f"| {title} | {len(rows)} | {' | '.join(cells)} |")
     return "\n".join(lines)
 
@@ -285,60 +298,3 @@ def summary(results: list[Result], ks: list[int]) -> str:
     ]
     note = f"\n{len(lost)} samples could not be run and are left out: {lost[0]}" if lost else ""
     return text + note
-
-
-def main(arguments: list[str] | None = None) -> int:
-    """The command line; 0, or 2 after one sentence on what is wrong with its input."""
-    parser = argparse.ArgumentParser(description="Pass@k by running the code in a sandbox.")
-    parser.add_argument("benchmark", choices=benchmarks.NAMES)
-    parser.add_argument("--data", required=True, metavar="FILE", help="the benchmark's own file")
-    parser.add_argument(
-        "--predictions",
-        required=True,
-        metavar="FILE",
-        help="samples in the benchmark's format, or the word reference",
-    )
-    parser.add_argument("--out", default="", metavar="FILE", help="results; an old run goes on")
-    parser.add_argument("--k", default="1", metavar="K,K", help="which Pass@k (default 1)")
-    parser.add_argument(
-        "--python", default=sys.executable, metavar="PATH", help="the programs' interpreter"
-    )
-    parser.add_argument("--sandbox", default="", metavar="bwrap|plain", help="default: the better")
-    options = parser.parse_args(arguments)
-    try:
-        print(run(options))
-    except ValueError as error:
-        print(f"error: {error}", file=sys.stderr)
-        return 2
-    except KeyboardInterrupt:
-        print("\nstopped; the same command goes on where it was", file=sys.stderr)
-        return 130
-    return 0
-
-
-def run(options: argparse.Namespace) -> str:
-    """Read, judge, and say what it adds up to."""
-    try:
-        ks = sorted({int(k) for k in options.k.split(",")})
-    except ValueError:
-        raise ValueError(f"--k {options.k}: give numbers such as 1,5") from None
-    items = benchmarks.read(options.benchmark, options.data)
-    samples = predictions(options.benchmark, options.predictions, items)
-    kind, notice = sandbox.choose(options.sandbox)
-    print(notice, file=sys.stderr)
-    box = Box(options.python, kind, LIMITS)
-    judged = [item for item in items if item.id in samples]
-    least = min(map(len, samples.values()))
-    if ks[0] < 1 or ks[-1] > least:
-        raise ValueError(f"--k {options.k}: the item with fewest samples has {least}")
-    if len(judged) < len(items):
-        print(f"{len(items) - len(judged)} of {len(items)} items have no sample", file=sys.stderr)
-    check_interpreter(box, judged)
-    name = fingerprint(items=items, samples=samples, python=options.python, kind=kind)
-    out = Path(options.out) if options.out else None
-    results = evaluate(judged, lambda part: [samples[x.id] for x in part], box, out, name)
-    return summary(results, ks)
-
-
-if __name__ == "__main__":
-    sys.exit(main())
