@@ -115,7 +115,10 @@ def of_sampling(config: PretrainedConfig, run: Run) -> dict[str, float]:
     room = 1 if T <= 2 else 64 * 2 ** max(0, math.ceil(math.log2((T - 1) / 64)))  # see Cache.write
     prompts = config.num_hidden_layers * a_token * B * P
     cache = prompts + config.num_hidden_layers * a_token * N * room
-    prefill = B * P * (max(3 * inner, 5 * H * D) * run.element + 2 * C * FULL)
+    stream = run.element if run.rank else FULL  # bytes of what goes from layer to layer
+    # of a prompt's token in a layer: MLP or rotation beside stream and norm, or the norm at work
+    widest = max(3 * inner, 5 * H * D) * run.element + 2 * C * stream
+    prefill = B * P * max(widest, C * (stream + 3 * FULL))
     scores = 12 * N * H * (P + T)  # to the prompt, to itself, both, their softmax
     doubling = N * a_token * room / 2  # the old buffer of the layer that moves into a new one
     chances = 4 * N * config.vocab_size * FULL  # logits, logp, probabilities, their sums
@@ -197,7 +200,7 @@ def table(parts: Parts, free: float) -> str:
     for phase, part in parts.items():
         ranked = sorted(part.items(), key=lambda x: -x[1])
         words = ", ".join(f"{name} {size:.1f}" for name, size in ranked if size >= 0.05)
-        lines.append(f"  {phase:8} {sum(part.values()):6.1f} GB  {words}")
+        lines.append(f"  {phase:8} {sum(part.values()):6.1f} GB  {words}".rstrip())
     phase, most = peak(parts)
     return "\n".join([f"memory planned: {most:.1f} GB in {phase}, {free:.1f} GB free", *lines])
 

@@ -15,7 +15,6 @@ import plan
 import rollout
 from plan import Run
 
-B, G, P, T = 2, 3, 20, 40
 SHAPE = {
     "hidden_size": 64,
     "intermediate_size": 160,
@@ -27,7 +26,7 @@ CONFIGS = {
     "llama": lambda V: LlamaConfig(**SHAPE, vocab_size=V),
     "qwen3": lambda V: Qwen3Config(**SHAPE, vocab_size=V, head_dim=24, tie_word_embeddings=True),
 }
-RUN = Run(B, G, P, T, pack_tokens=B * (P + G * T))
+RUN = Run(prompts=2, group_size=3, prompt=20, max_new_tokens=40, pack_tokens=2 * (20 + 3 * 40))
 HOW = {
     "all": {},
     "lora": {"lora": 4},
@@ -88,12 +87,13 @@ class Trainer:
             self.model.train().gradient_checkpointing_enable()
         weights = [p for p in self.model.parameters() if p.requires_grad]
         self.optimizer = torch.optim.AdamW(weights)
-        self.prompts = [[(7 * i + b) % V for i in range(P)] for b in range(B)]
+        self.prompts = [[(7 * i + b) % V for i in range(run.prompt)] for b in range(run.prompts)]
         self.pack()
         self.optimizer.step()
 
     def pack(self):
         """Forward and backward of all groups, as recode.train does."""
+        B, G, T = self.run.prompts, self.run.group_size, self.run.max_new_tokens
         answers = [[[(5 * i + g) % self.V for i in range(T)] for g in range(G)]] * B
         written = rollout.written(self.prompts, answers, 0, "cpu")
         with self.precision():
@@ -102,9 +102,9 @@ class Trainer:
 
     def sample(self):
         """No end token exists, so that every sample has T tokens."""
-        how = {"group_size": G, "max_new_tokens": T, "eos_ids": [self.V], "pad_id": 0}
+        how = {name: getattr(self.run, name) for name in ("group_size", "max_new_tokens")}
         with self.precision(), lora.merged(self.model):
-            rollout.sample(self.model, self.prompts, **how)
+            rollout.sample(self.model, self.prompts, eos_ids=[self.V], pad_id=0, **how)
 
     def precision(self):
         return torch.autocast("cpu", torch.bfloat16, enabled=self.run.dtype == "bfloat16")
@@ -152,6 +152,15 @@ def test_the_head_is_planned_in_parts(how, most, monkeypatch):
     monkeypatch.setattr(rollout, "LOGITS", most)  # 2**15 / 2000 = 16 of the 240 tokens at a time
     trainer = Trainer("llama", run(how), V=2000)
     assert trainer.planned("training") == pytest.approx(trainer.measured("training"), rel=0.1)
+
+
+@pytest.mark.parametrize("how", ["all", "dora-bf16"])
+def test_long_prompts_are_planned_within_a_tenth(how, monkeypatch):
+    """A plan of the decoding alone: with long prompts it is their pass that needs the most."""
+    wide = {"hidden_size": 128, "intermediate_size": 64, "num_hidden_layers": 2}
+    monkeypatch.setitem(CONFIGS, "wide", lambda V: Qwen3Config(**SHAPE | wide, vocab_size=V))
+    trainer = Trainer("wide", run(how, prompts=4, group_size=4, prompt=120, max_new_tokens=10))
+    assert trainer.planned("sampling") == pytest.approx(trainer.measured("sampling"), rel=0.1)
 
 
 # ---- by hand -------------------------------------------------------------------------------------
