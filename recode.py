@@ -29,7 +29,7 @@ import signal
 import sys
 import time
 from collections.abc import Iterator
-from dataclasses import replace
+from dataclasses import fields, replace
 from pathlib import Path
 
 import torch
@@ -44,11 +44,12 @@ import evaluate
 import grpo
 import lora
 import machine
+import plan
 import report
 import reward as rewards
 from checkpoint import State
 from config import Config
-from policy import Policy, load
+from policy import Policy, load, outline
 from rollout import Rollout, join, packs
 
 # ------------------------------------------------------------------------------------------------
@@ -255,6 +256,7 @@ def start(config: Config) -> tuple[Policy, State]:
         device = "cuda" if torch.cuda.is_available() else "cpu"
     if device == "cuda" and not torch.cuda.is_available():
         raise ValueError("--device cuda: torch sees no GPU on this machine; use --device cpu")
+    planned(config, device)
     policy = load(str(kept) if kept else config.model, device, getattr(torch, config.dtype))
     # On the CPU, so that a run of one device can go on on another.
     generator = torch.Generator().manual_seed(config.seed)
@@ -269,6 +271,25 @@ def start(config: Config) -> tuple[Policy, State]:
     if kept:
         checkpoint.restore(kept, policy, state)
     return policy, state
+
+
+def planned(config: Config, device: str) -> None:
+    """Print how much memory the run will need; ValueError if this machine has not so much."""
+    model, tokenizer = outline(config.model)
+    rows = data.load(config.data, "train")
+    rows = sorted(rows, key=lambda row: len(row.update_info + row.old_code))[-8:]
+    same = {f.name: getattr(config, f.name) for f in fields(plan.Run) if hasattr(config, f.name)}
+    same |= {"group_size": 1} if config.algo == "sft" else {}
+    run = plan.Run(
+        **same,
+        prompt=max(len(data.prompt(row, tokenizer)) for row in rows),
+        reference=config.algo == "grpo" and config.beta > 0,
+        graded=evaluate.ROWS,
+        cuda=device == "cuda",
+    )
+    parts, free = plan.estimate(model, run), plan.available(device)
+    plan.check(parts, free)
+    print(plan.table(parts, free))
 
 
 def check_rows(policy: Policy, config: Config) -> None:
