@@ -30,6 +30,7 @@ from transformers import (
 
 import data
 import lora
+import plan
 from rollout import Rollout, sample, token_logp, written
 
 
@@ -186,19 +187,26 @@ def load(name: str, device: str | torch.device, dtype: torch.dtype = torch.float
     return policy
 
 
+def outline(name: str) -> tuple[PreTrainedModel, PreTrainedTokenizerBase]:
+    """The model without its numbers, and its tokenizer: for a plan, before anything is loaded."""
+    name = name or str(data.POLICY)
+    try:
+        if is_adapter(name):
+            file = Path(name, lora.CONFIG)
+            return outline(json.loads(file.read_text(encoding="utf-8"))["base_model_name_or_path"])
+        return plan.skeleton(**located(name)), AutoTokenizer.from_pretrained(**located(name))
+    except UNREADABLE as error:
+        reason = (str(error).strip() or type(error).__name__).splitlines()[0]
+        raise ValueError(f"--model {name} cannot be loaded: {reason}") from None
+
+
 def is_adapter(name: str) -> bool:
     return Path(name, lora.CONFIG).is_file()
 
 
 def read(name: str) -> tuple[PreTrainedModel, PreTrainedTokenizerBase, dict]:
     """Model in float32, tokenizer, and transformers' report of what fitted."""
-    if name == "smollm2" or name.endswith(".gguf"):
-        file = smollm2() if name == "smollm2" else Path(name)
-        where = {"pretrained_model_name_or_path": str(file.parent), "gguf_file": file.name}
-    elif Path(name).exists() or (name.count("/") == 1 and not name.startswith((".", "/"))):
-        where = {"pretrained_model_name_or_path": name}
-    else:
-        raise ValueError("no such folder (data.policy.make makes the bundled one)")
+    where = located(name)
     model, loading = AutoModelForCausalLM.from_pretrained(
         **where, dtype=torch.float32, output_loading_info=True, ignore_mismatched_sizes=True
     )
@@ -207,6 +215,16 @@ def read(name: str) -> tuple[PreTrainedModel, PreTrainedTokenizerBase, dict]:
         # refuse to save it at the first checkpoint.
         model.hf_quantizer.remove_quantization_config(model)
     return model, AutoTokenizer.from_pretrained(**where), loading
+
+
+def located(name: str) -> dict[str, str]:
+    """What from_pretrained calls this model."""
+    if name == "smollm2" or name.endswith(".gguf"):
+        file = smollm2() if name == "smollm2" else Path(name)
+        return {"pretrained_model_name_or_path": str(file.parent), "gguf_file": file.name}
+    if Path(name).exists() or (name.count("/") == 1 and not name.startswith((".", "/"))):
+        return {"pretrained_model_name_or_path": name}
+    raise ValueError("no such folder (data.policy.make makes the bundled one)")
 
 
 def smollm2() -> Path:

@@ -31,7 +31,7 @@ import sys
 import time
 from collections import Counter
 from collections.abc import Iterator
-from dataclasses import replace
+from dataclasses import fields, replace
 from pathlib import Path
 
 import torch
@@ -46,12 +46,13 @@ import evaluate
 import grpo
 import lora
 import machine
+import plan
 import ranks
 import report
 import reward as rewards
 from checkpoint import State
 from config import Config
-from policy import Policy, load
+from policy import Policy, load, outline
 from rollout import Rollout, join, packs
 
 # ------------------------------------------------------------------------------------------------
@@ -252,7 +253,8 @@ def shares(count: int, parts: int) -> list[list[int]]:
 
 def start(config: Config) -> tuple[Policy, State]:
     """The policy and a fresh state, or those of the checkpoint that the run goes on from."""
-    device = ranks.begin(place(config.device))
+    device = ranks.begin(chosen_device(config.device))
+    planned(config, device)
     with ranks.in_turn():
         kept = checkpoint.newest(Path(config.resume)) if config.resume else None
     policy = load(str(kept) if kept else config.model, device, getattr(torch, config.dtype))
@@ -272,13 +274,32 @@ def start(config: Config) -> tuple[Policy, State]:
     return policy, state
 
 
-def place(device: str) -> str:
+def chosen_device(device: str) -> str:
     """The device asked for; auto takes the GPU where there is one."""
     if device == "auto":
         return "cuda" if torch.cuda.is_available() else "cpu"
     if device == "cuda" and not torch.cuda.is_available():
         raise ValueError("--device cuda: torch sees no GPU on this machine; use --device cpu")
     return device
+
+
+def planned(config: Config, device: str) -> None:
+    """Print how much memory the run will need; ValueError if this machine has not so much."""
+    model, tokenizer = outline(config.model)
+    rows = data.load(config.data, "train")
+    rows = sorted(rows, key=lambda row: len(row.update_info + row.old_code))[-8:]
+    same = {f.name: getattr(config, f.name) for f in fields(plan.Run) if hasattr(config, f.name)}
+    same |= {"group_size": 1} if config.algo == "sft" else {}
+    run = plan.Run(
+        **same,
+        prompt=max(len(data.prompt(row, tokenizer)) for row in rows),
+        reference=config.algo == "grpo" and config.beta > 0,
+        graded=evaluate.ROWS,
+        cuda=device.startswith("cuda"),
+    )
+    parts, free = plan.estimate(model, run), plan.available(device)
+    plan.check(parts, free)
+    print(plan.table(parts, free))
 
 
 def check_rows(policy: Policy, config: Config) -> None:
