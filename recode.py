@@ -468,7 +468,8 @@ def finish(
     if config.merge and not ranks.rank():
         policy.save_merged(folder / "merged")
     report.write(folder / "after.jsonl", evaluate.lines(after))
-    page = report.sample_page(*(list(splits.values())[-1] for splits in (before, after)))
+    shown = "test" if "test" in after else list(after)[-1]
+    page = report.sample_page(before[shown], after[shown])
     table = report.table(before, after)
     parts = [f"# {config.algo}, seed {config.seed}", table, report.kinds(before, after), page]
     report.write(folder / "samples.md", "\n\n".join(parts))
