@@ -209,6 +209,7 @@ def copied(examples: list[data.Example]) -> list[Graded]:
 
 def updates(options: argparse.Namespace) -> str:
     """Greedy answers to the rows of our own format, by split, library and kind."""
+    passk.numbers(options.k, options.n)  # a slip of the hand shows now
     policy = load(options.model, options.device, getattr(torch, options.dtype))
     names = options.split.split(",") if options.split else data.splits(options.data)
     rows = {name: data.load(options.data, name) for name in names}
@@ -287,6 +288,7 @@ def benchmark(options: argparse.Namespace) -> str:
 
     else:
         judged, least = items, options.n
+        passk.numbers(options.k, least)
         policy = load(options.model, options.device, getattr(torch, options.dtype))
         names = ("model", "n", "temperature", "top_p", "max_new_tokens", "seed", "dtype")
         source = {name: getattr(options, name) for name in names}
