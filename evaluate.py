@@ -187,7 +187,7 @@ def updates(options: argparse.Namespace) -> str:
     else:
         policy = load(options.model, options.device, getattr(torch, options.dtype))
         graded = report(policy, rows, options.max_new_tokens, "greedy answers")
-    keep(graded, options.out)  # before they run, which takes long
+    keep(graded, options.out)  # now: to run them takes long, and may be stopped
     tables = [breakdown(graded)]
     if options.run:
         graded = executed(graded, options)
@@ -372,7 +372,9 @@ def main(arguments: list[str] | None = None) -> int:
         print(f"evaluate.py: {error}", file=sys.stderr)
         return 2
     except KeyboardInterrupt:
-        print("\nstopped; with --out the same command goes on where it was", file=sys.stderr)
+        again = "" if options.command == "updates" else "the same command goes on where it was"
+        again = again or "the answers are kept, and --answers reads them"
+        print(f"\nstopped; with --out {again}", file=sys.stderr)
         return 130
     return 0
 

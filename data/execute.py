@@ -21,6 +21,7 @@ import json
 import shutil
 import tempfile
 from collections.abc import Iterable, Iterator
+from dataclasses import replace
 from pathlib import Path
 from typing import NamedTuple
 
@@ -39,6 +40,10 @@ MARK = "\x1e"  # between what the program printed and its deprecations
 class Outcome(NamedTuple):
     run: str  # RIGHT, WRONG or UNKNOWN
     reason: str = ""
+
+
+NO_CODE = Outcome(WRONG, "the answer holds no code")
+NO_ROW = Outcome(UNKNOWN, "its release is not known: it is no row of our own data")
 
 
 def listen(space: dict) -> list:
@@ -82,29 +87,29 @@ def outcomes(
     for example, code in answers:
         if example in rows and code is not None and code not in codes[example]:
             codes[example].append(code)
-    judged: dict[tuple[Example, str], Outcome] = {}
-    with tqdm(total=len(codes), desc="answers, run", unit="row", dynamic_ncols=True) as bar:
-        for release in sorted({rows[example].new_release for example in codes}):
-            part = [example for example in codes if rows[example].new_release == release]
-            bar.set_postfix_str(release[-1] if len(release) < 2 else release[1])
-            with interpreter(release, envs) as (python, fault):
-                box = Box(python, kind, LIMITS)
-                work = functools.partial(one_row, rows=rows, codes=codes, box=box, fault=fault)
-                for index, found in sandbox.at_once(work, part):
-                    for code, (run, reason) in found.items():
-                        reason = reason.replace(str(Path(python).parent.parent), "ENV")
-                        judged[part[index], code] = Outcome(run, reason)
-                    bar.update()
-    unknown = Outcome(
-        UNKNOWN, "its release is not known: it is no row of data/updates or data/hard"
-    )
+    how = {"total": len(codes), "desc": "answers, run", "unit": "row", "dynamic_ncols": True}
+    judged = {
+        (example, code): outcome
+        for example, found in tqdm(by_release(rows, codes, envs, kind), **how)
+        for code, outcome in found.items()
+    }
     return [
-        unknown if e not in rows else judged[e, code] if code is not None else NOTHING
-        for e, code in answers
+        NO_CODE if code is None else judged.get((example, code), NO_ROW)
+        for example, code in answers
     ]
 
 
-NOTHING = Outcome(WRONG, "the answer holds no code")
+def by_release(
+    rows: dict, codes: dict[Example, list[str]], envs: str, kind: str
+) -> Iterator[tuple[Example, dict[str, Outcome]]]:
+    """Each row with the outcomes of its codes: one environment after the other, rows at once."""
+    for release in sorted({rows[example].new_release for example in codes}):
+        part = [example for example in codes if rows[example].new_release == release]
+        with interpreter(release, envs) as (python, fault):
+            work = functools.partial(one_row, box=Box(python, kind, LIMITS), fault=fault)
+            jobs = [(rows[example], codes[example]) for example in part]
+            for index, found in sandbox.at_once(work, jobs):
+                yield part[index], found
 
 
 def releases(examples: Iterable[Example]) -> dict:
@@ -147,42 +152,47 @@ def interpreter(release: tuple[str, ...], envs: str = "") -> Iterator[tuple[str,
         yield str(folder / "bin" / "python"), fault and f"{name} is not installed: {fault}"
 
 
-def one_row(example: Example, rows: dict, codes: dict, box: Box, fault: str) -> dict[str, Outcome]:
-    """The outcome of each code of one row: the true code runs first, then they do."""
-    verify, row = _verify(), rows[example]
+def one_row(job: tuple, box: Box, fault: str) -> dict[str, Outcome]:
+    """The outcome of each code of one row, after its true code. `job`: a `verify.Row`, codes."""
+    row, codes = job
     if fault:
-        return dict.fromkeys(codes[example], Outcome(UNKNOWN, fault))
-    box = Box(box.python, box.kind, box.limits, verify.modules(row))
-    runs = sandbox.run_all([Task(x, TELL, LISTEN) for x in (row.new_code, *codes[example])], box)
-    truth = next(runs)
-    if truth.outcome != "pass":
-        runs.close()
-        why = f"the true code does not run in the sandbox: {truth.reason}"
-        return dict.fromkeys(codes[example], Outcome(UNKNOWN, why))
+        return dict.fromkeys(codes, Outcome(UNKNOWN, fault))
+    box = replace(box, imports=_verify().modules(row))
+    tasks = [Task(code, TELL, LISTEN) for code in (row.new_code, *codes)]
+    truth, *runs = (heard(verdict, box) for verdict in sandbox.run_all(tasks, box))
+    if truth.outcome != "ok":
+        why = f"the true code does not run in the sandbox: {truth.detail}"
+        return dict.fromkeys(codes, Outcome(UNKNOWN, why))
     return {
-        code: compare(row._replace(old_code=code), truth, verdict)
-        for code, verdict in zip(codes[example], runs, strict=True)
+        code: compare(row._replace(old_code=code), truth, run)
+        for code, run in zip(codes, runs, strict=True)
     }
 
 
-def compare(row, truth: Verdict, verdict: Verdict) -> Outcome:
-    """An answer, which stands as `row.old_code`, against the true code."""
-    if verdict.outcome == "could-not-run":
-        return Outcome(UNKNOWN, verdict.reason)
-    if verdict.outcome == "fail":
-        return Outcome(WRONG, verdict.reason)
-    wanted, run = heard(truth), heard(verdict)
-    if telling := next(_verify().warnings_of_change(row, wanted, run), ""):
-        return Outcome(WRONG, f"it warns: {telling}")
-    return (
-        Outcome(RIGHT) if run.printed == wanted.printed else Outcome(WRONG, "it prints otherwise")
-    )
-
-
-def heard(verdict: Verdict):
-    """What a program printed and the deprecations that it met, as a `verify.Run`."""
+def heard(verdict: Verdict, box: Box):
+    """A verdict as a `verify.Run`: what the program printed, and the deprecations that it met."""
     printed, _, warned = verdict.output.rpartition(MARK)
-    return _verify().Run("ok", printed=printed, warned=json.loads(warned))
+    run = _verify().Run(verdict.outcome, verdict.reason.replace(str(home(box)), "ENV"))
+    if verdict.outcome != "pass":
+        return run
+    try:
+        return run._replace(outcome="ok", printed=printed, warned=json.loads(warned))
+    except ValueError:
+        return run._replace(outcome="fail", detail=f"it prints more than {LIMITS.output} bytes")
+
+
+def home(box: Box) -> Path:
+    """The folder of an environment: it differs between machines, so no reason may name it."""
+    return Path(box.python).parent.parent
+
+
+def compare(row, truth, run) -> Outcome:
+    """The run of an answer, which stands as `row.old_code`, against that of the true code."""
+    if run.outcome != "ok":
+        return Outcome(UNKNOWN if run.outcome == UNKNOWN else WRONG, run.detail)
+    if telling := next(_verify().warnings_of_change(row, truth, run), ""):
+        return Outcome(WRONG, f"it warns: {telling}")
+    return Outcome(RIGHT) if run.printed == truth.printed else Outcome(WRONG, "it prints otherwise")
 
 
 def table(splits: dict[str, list]) -> str:

@@ -94,7 +94,9 @@ def test_standard_output_alone_is_compared_and_all_of_it(here):
     log = "import sys\nprint('12:00', file=sys.stderr)\n"
     assert judged("print(2)", log + "print(2)") == [RIGHT]
     true = "if __name__ == '__main__':\n    print('x' * 5000, {})".format
-    assert [o.run for o in judged(true(2), true(1 + 1), true(3))] == ["right", "wrong"]
+    assert [o.run for o in judged(true(2), true("+2"), true(3))] == ["right", "wrong"]
+    endless = "for _ in range(20000):\n    print('x' * 100)"  # 2 MB
+    assert "prints more than" in judged("print(2)", endless)[0].reason
 
 
 def test_what_cannot_run_is_not_wrong(here, monkeypatch):
@@ -109,7 +111,7 @@ def test_what_cannot_run_is_not_wrong(here, monkeypatch):
     monkeypatch.setattr(execute, "interpreter", lambda release, envs: fault)
     assert judged("print(2)", "print(2)", None) == [
         execute.Outcome(UNKNOWN, "Python 2.0 is not installed: no Python 2.0"),
-        execute.NOTHING,
+        execute.NO_CODE,
     ]
 
 
