@@ -5,9 +5,10 @@
 An answer is right if it ends without an error, prints exactly what the true code prints, and warns
 of no deprecation that the true code does not warn of (`verify.warnings_of_change`: on a line of its
 own, or about a word of a line that differs from the true code). So an answer in another spelling
-than the target is right, and the old code is wrong, as `data/verify.py` has proved. Output sees less
-than the string match, though: an answer that drops an argument is right, too, where the program
-prints nothing that depends on it. Read the answers that are right without being exact.
+than the target is right, and the old code is wrong, as `data/verify.py` has proved.
+
+Output sees less than the string match: an answer that drops an argument is right, too, where the
+program prints nothing that depends on it. Read the answers that are right without being exact.
 
 Both run in the environment that `data/verify.py` makes for the row's new release, each in a process
 of its own of one sandbox. Where that cannot be had, or the true code does not run in it, nothing is
