@@ -1,13 +1,16 @@
-"""What this machine gives to a process: CPU threads, and memory as it was used.
+"""What this machine gives to a process: a device, CPU threads, memory, and signals to stop.
 
 Not here: anything about models or training.
 """
 
+import contextlib
 import os
 import resource
+import signal
 import statistics
 import sys
 import time
+from collections.abc import Iterator
 from pathlib import Path
 
 import torch
@@ -75,3 +78,38 @@ def peak_memory(device: str | torch.device) -> float:
         return torch.cuda.max_memory_allocated() / 1e9
     unit = 1 if sys.platform == "darwin" else 1024  # ru_maxrss is in bytes there, else in KiB
     return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * unit / 1e9
+
+
+def chosen_device(device: str) -> str:
+    """The device asked for; auto takes the GPU where there is one."""
+    if device == "auto":
+        return "cuda" if torch.cuda.is_available() else "cpu"
+    if device == "cuda" and not torch.cuda.is_available():
+        raise ValueError("--device cuda: torch sees no GPU on this machine; use --device cpu")
+    return device
+
+
+@contextlib.contextmanager
+def patient() -> Iterator[list[int]]:
+    """Inside, Ctrl-C, SIGTERM and SIGHUP are noted in the list, so that a step can end; a second
+    one does not wait. Those that the shell told this process to ignore (nohup) stay ignored.
+    """
+    noted: list[int] = []
+
+    def note(number, frame) -> None:
+        if noted:
+            raise KeyboardInterrupt
+        noted.append(number)
+        with contextlib.suppress(OSError):  # SIGHUP: the terminal is gone. Unbuffered, since
+            os.write(2, b"\nstopping after this step; once more stops at once\n")  # tqdm may write
+
+    polite = [s for s in POLITE if signal.getsignal(s) is not signal.SIG_IGN]
+    handlers = {s: signal.signal(s, note) for s in polite}
+    try:
+        yield noted
+    finally:
+        for s, handler in handlers.items():
+            signal.signal(s, handler)
+
+
+POLITE = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)

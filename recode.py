@@ -20,7 +20,6 @@ import config as settings
 if __name__ == "__main__":  # --help and a wrong flag are answered before torch is loaded
     CONFIG = settings.from_command_line()
 
-import contextlib
 import itertools
 import json
 import math
@@ -253,7 +252,7 @@ def shares(count: int, parts: int) -> list[list[int]]:
 
 def start(config: Config) -> tuple[Policy, State]:
     """The policy and a fresh state, or those of the checkpoint that the run goes on from."""
-    device = ranks.begin(chosen_device(config.device))
+    device = ranks.begin(machine.chosen_device(config.device))
     planned(config, device)
     with ranks.in_turn():
         kept = checkpoint.newest(Path(config.resume)) if config.resume else None
@@ -272,15 +271,6 @@ def start(config: Config) -> tuple[Policy, State]:
     if kept:
         checkpoint.restore(kept, policy, state)
     return policy, state
-
-
-def chosen_device(device: str) -> str:
-    """The device asked for; auto takes the GPU where there is one."""
-    if device == "auto":
-        return "cuda" if torch.cuda.is_available() else "cpu"
-    if device == "cuda" and not torch.cuda.is_available():
-        raise ValueError("--device cuda: torch sees no GPU on this machine; use --device cpu")
-    return device
 
 
 def planned(config: Config, device: str) -> None:
@@ -302,40 +292,6 @@ def planned(config: Config, device: str) -> None:
     print(plan.table(parts, free))
 
 
-def check_rows(policy: Policy, config: Config) -> None:
-    """ValueError names the first row whose true answer is not worth 3, or that is too long."""
-    for split in dict.fromkeys(["train", *data.splits(config.data)]):  # "train" must be there
-        rows = data.load(config.data, split)
-        for example, prompt in zip(rows, policy.prompts(rows), strict=True):
-            if fault := row_fault(example, len(prompt), policy, config.max_new_tokens):
-                raise ValueError(f"{data.where(config.data, example)}: {fault}, or drop the row")
-
-
-def row_fault(example: data.Example, prompt: int, policy: Policy, new: int) -> str:
-    """Why nobody can be right about this row; "" if one can. Lengths in tokens."""
-    ids = policy.tokenizer.encode(data.completion(example), add_special_tokens=False)
-    length, answer = len(ids) + 1, policy.tokenizer.decode(ids)
-    try:
-        (graded,) = evaluate.grade([example], [answer])
-        right = graded.exact and graded.format == 1
-    except ValueError:  # too long a statement
-        right = False
-    room = getattr(policy.model.config, "max_position_embeddings", None) or math.inf
-    if not right:
-        return (
-            "its true answer would not score 3 (a fence, a tag or a statement of over 20,000 "
-            "tokens in new_code, or a text that the tokenizer does not give back): mend it"
-        )
-    if length > new and example.split in ("", "train"):  # what is graded may be longer
-        return f"its true answer has {length} tokens, --max-new-tokens is {new}: raise that"
-    if prompt + max(new, length) > room:
-        return (
-            f"its prompt of {prompt} tokens and --max-new-tokens {new} (or its true answer of "
-            f"{length}) exceed the model's context of {room}: lower that"
-        )
-    return ""
-
-
 def run(config: Config) -> None:
     """Grade, train, grade again, and write the run folder."""
     begin, folder = time.time(), Path(config.out)
@@ -353,7 +309,7 @@ def run(config: Config) -> None:
             more = "--patience" if state.idle >= config.patience else "--steps"
             print(f"{folder} is done, {state.step} steps; give a larger {more} to train on")
             return
-        check_rows(policy, config)
+        evaluate.check_rows(policy, config.data, config.max_new_tokens)
         metrics_file = report.Metrics(folder, config.tensorboard, state.step)
         # First what --resume asks for: a kill in between must not leave a folder that is neither.
         report.write(folder / "config.json", json.dumps(config.record(), indent=1) + "\n")
@@ -386,7 +342,10 @@ def loop(
 ) -> None:
     """Run the steps under a progress bar, a line of metrics.jsonl each, and save whole steps."""
     verb = finetune if config.algo == "sft" else train
-    with report.progress(config.algo, config.steps, state.step) as bar, patient() as signals:
+    with (
+        report.progress(config.algo, config.steps, state.step) as bar,
+        machine.patient() as signals,
+    ):
         try:
             for metrics in verb(config, policy, state):
                 metrics_file.append({"step": state.step} | metrics)
@@ -433,32 +392,6 @@ def complaints(metrics: dict, state: State, config: Config) -> Iterator[str]:
         )
 
 
-@contextlib.contextmanager
-def patient() -> Iterator[list[int]]:
-    """Inside, Ctrl-C, SIGTERM and SIGHUP are noted in the list, so that a step can end; a second
-    one does not wait. Those that the shell told this process to ignore (nohup) stay ignored.
-    """
-    noted: list[int] = []
-
-    def note(number, frame) -> None:
-        if noted:
-            raise KeyboardInterrupt
-        noted.append(number)
-        with contextlib.suppress(OSError):  # SIGHUP: the terminal is gone. Unbuffered, since
-            os.write(2, b"\nstopping after this step; once more stops at once\n")  # tqdm may write
-
-    polite = [s for s in POLITE if signal.getsignal(s) is not signal.SIG_IGN]
-    handlers = {s: signal.signal(s, note) for s in polite}
-    try:
-        yield noted
-    finally:
-        for s, handler in handlers.items():
-            signal.signal(s, handler)
-
-
-POLITE = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
-
-
 def finish(
     config: Config, policy: Policy, state: State, folder: Path, before: evaluate.Report
 ) -> None:
@@ -468,7 +401,8 @@ def finish(
     if config.merge and not ranks.rank():
         policy.save_merged(folder / "merged")
     report.write(folder / "after.jsonl", evaluate.lines(after))
-    page = report.sample_page(*(list(splits.values())[-1] for splits in (before, after)))
+    shown = "test" if "test" in after else list(after)[-1]
+    page = report.sample_page(before[shown], after[shown])
     table = report.table(before, after)
     parts = [f"# {config.algo}, seed {config.seed}", table, report.kinds(before, after), page]
     report.write(folder / "samples.md", "\n\n".join(parts))
@@ -491,7 +425,7 @@ def main(config: Config | None = None) -> int:
     transformers_logging.disable_progress_bar()
     for stream in (sys.stdout, sys.stderr):
         stream.reconfigure(errors="backslashreplace")  # an ASCII terminal must not end a run
-    for polite in POLITE:  # all save, like Ctrl-C
+    for polite in machine.POLITE:  # all save, like Ctrl-C
         if signal.getsignal(polite) is not signal.SIG_IGN:
             signal.signal(polite, signal.default_int_handler)
     if ranks.rank():  # rank 0 alone speaks

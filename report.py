@@ -341,6 +341,7 @@ def results_row(name: str, seed: str, runs: list[dict]) -> str:
 
 def results(folders: list[Path]) -> str:
     """Markdown: greedy exact match in percent on each split; EM*, ES* and format on held-out."""
+    folders = [folder for folder in folders if (folder / "config.json").is_file()]
     runs = [run for run in map(outcome, folders) if "grade" in run]  # not those that were stopped
     lines = [
         "| algorithm | seed | before: held-out libraries | after: held-out libraries "

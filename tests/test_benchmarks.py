@@ -417,3 +417,18 @@ def test_libraries_are_those_that_the_benchmark_itself_imports(tmp_path):
     """An import in a program's code must not decide what the machine is asked for."""
     items = benchmarks.read("codeupdatearena", _write(tmp_path / "a.jsonl", GROUPED))
     assert [bench.libraries(item) for item in items] == [(), (), ("numpy",)]
+
+
+def test_a_models_own_samples_are_drawn_again_alike(tiny, tmp_path, capsys):
+    """Prevents: a run that goes on with other samples than it would have drawn, or none at all."""
+    data_file = tmp_path / "items.jsonl"
+    data_file.write_text("".join(json.dumps(row) + "\n" for row in [DOUBLE, ROOT]))
+    command = ["humaneval", "--data", str(data_file), "--model", str(tiny), "--device", "cpu"]
+    command += ["--n", "2", "--k", "1,2", "--max-new-tokens", "3", "--temperature", "1"]
+    outs = [tmp_path / "a.jsonl", tmp_path / "b.jsonl"]
+    for out in outs:
+        assert evaluate.main([*command, "--out", str(out)]) == 0
+        assert "| all | 2 | 0.0 [0.0, 0.0] | 0.0 [0.0, 0.0] |" in capsys.readouterr().out
+    a, b = ([json.loads(line) for line in out.read_text().splitlines()] for out in outs)
+    assert sorted(a, key=str) == sorted(b, key=str)
+    assert all(row["verdicts"] == ["fail", "fail"] for row in a)

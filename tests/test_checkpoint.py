@@ -16,6 +16,7 @@ from conftest import settings, short_rows
 from safetensors.torch import load_file
 
 import checkpoint
+import machine
 import recode
 import report
 from config import parse
@@ -305,8 +306,8 @@ def test_a_terminal_that_is_gone_does_not_break_a_step(monkeypatch):
     def gone(number, text):
         raise OSError(5, "Input/output error")
 
-    monkeypatch.setattr(recode.os, "write", gone)
-    with recode.patient() as noted:
+    monkeypatch.setattr(machine.os, "write", gone)
+    with machine.patient() as noted:
         os.kill(os.getpid(), signal.SIGTERM)
     assert noted == [signal.SIGTERM]
 
@@ -315,7 +316,7 @@ def test_nohup_is_respected():
     """Prevents: `nohup python recode.py &` dies when its terminal closes."""
     handler = signal.signal(signal.SIGHUP, signal.SIG_IGN)
     try:
-        with recode.patient() as noted:
+        with machine.patient() as noted:
             os.kill(os.getpid(), signal.SIGHUP)
         assert not noted and signal.getsignal(signal.SIGHUP) is signal.SIG_IGN
     finally:

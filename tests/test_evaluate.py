@@ -132,3 +132,41 @@ def test_entropy_is_the_surprise_of_a_token():
     metrics = log.close()
     assert metrics["entropy"] == 2.0  # (1 + 2 + 3) / 3 tokens
     assert list(metrics)[0] == "reward" and list(metrics)[-1] == "loss"
+
+
+# ---------------------------------------------------------------- the command
+
+
+def test_updates_are_graded_by_split_library_and_kind(small, tmp_path, capsys):
+    """Prevents: another grader than that of a run; a split, a library or a kind that is lost."""
+    out = tmp_path / "answers.jsonl"
+    command = ["updates", "--model", small["model"], "--data", small["data"], "--device", "cpu"]
+    assert evaluate.main([*command, "--max-new-tokens", "4", "--out", str(out)]) == 0
+    shown = capsys.readouterr().out
+    for name in ("train | 6", "test_seen | 4", "test | 4", "lib | 14", "function renamed | 14"):
+        assert f"| {name} |" in shown
+    assert (
+        shown.count("0.0 [0.0, 0.0]") == 10
+    )  # copies and exact of three splits, one library, kind
+    assert len(out.read_text().splitlines()) == 14
+    more = ["--split", "test", "--n", "3", "--k", "1,3", "--max-new-tokens", "2"]
+    assert evaluate.main([*command, *more]) == 0
+    assert "| split | Pass@1 | Pass@3 |" in capsys.readouterr().out
+
+
+@pytest.mark.parametrize(
+    ("flags", "sentence"),
+    [
+        (["--model", "/no/such"], "no such folder"),
+        (["--data", "/no/such"], "no such data file"),
+        (["--split", "tset"], "no row of split 'tset'"),
+        (["--n", "2", "--k", "3"], "--k 3: the item with fewest samples has 2"),
+        (["--n", "2", "--k", "x"], "give numbers such as 1,5"),
+        (["--n", "2", "--top-p", "0"], "top_p is 0.0"),
+    ],
+)
+def test_wrong_requests_are_one_sentence(small, flags, sentence, capsys):
+    """Prevents: a traceback for a slip of the hand."""
+    command = ["updates", "--model", small["model"], "--data", small["data"], "--device", "cpu"]
+    assert evaluate.main([*command, "--max-new-tokens", "2", *flags]) == 2
+    assert sentence in capsys.readouterr().err

@@ -84,7 +84,7 @@ FAULTS = {
 
 @pytest.mark.parametrize("name", FAULTS)
 def test_fault_of_the_release_is_mended(name):
-    """A right answer scored as wrong, or a wrong one as right: facts.md, section 4."""
+    """A right answer scored as wrong, or a wrong one as right: a fault of the original release."""
     completion, target, es_value, em_value = FAULTS[name]
     assert es(completion, target) == pytest.approx(es_value, abs=1e-6)
     assert em(completion, target) == em_value
@@ -383,7 +383,7 @@ def test_es_star_by_hand(device):
 
 
 def test_copying_the_old_code_scores_high():
-    """The copy-the-input baseline of facts.md (1.40 to 1.87) is forgotten in a report."""
+    """The copy-the-input baseline (ES* 1.40 to 1.87) is forgotten in a report."""
     # "product" against "prod": 3 characters of 20, ES* = 3.5 * 17/20 - 1.5 = 1.475
     assert es(fenced("y = np.product(x, 1)"), "y = np.prod(x, 1)") == pytest.approx(1.475, abs=1e-6)
 

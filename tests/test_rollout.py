@@ -281,7 +281,7 @@ def test_gradient_checkpointing_in_train_mode(model, reentrant):
     model.train()
     model.enable_input_require_grads()
     same_gradients(gradients(model, R.token_logp(model, out, [0, 1, 2]).sum()), want, 1e-6)
-    again = draw(model)  # facts.md: train() + checkpointing made samples garbage
+    again = draw(model)  # elsewhere train() + checkpointing made samples garbage
     assert torch.equal(again.tokens, out.tokens) and model.training
 
 
