@@ -255,13 +255,13 @@ def answered(path: str, rows: dict[str, list[data.Example]]) -> Report:
     for number, line in enumerate(Path(path).read_text(encoding="utf-8").splitlines(), start=1):
         try:
             kept = json.loads(line)
-            split, place, text = kept["split"], (kept["split"], kept["id"]), str(kept["text"])
+            split, name, text = (str(kept[key]) for key in ("split", "id", "text"))
         except (ValueError, TypeError, KeyError):
             raise ValueError(f"{path}, line {number}: no answer with split, id and text") from None
-        if split in rows and place not in known:
-            raise ValueError(f"{path}, line {number}: the data has no row {place[1]} in {split}")
+        if split in rows and (split, name) not in known:
+            raise ValueError(f"{path}, line {number}: the data has no row {name} in {split}")
         if split in rows:
-            found.setdefault(split, []).append((known[place], text))
+            found.setdefault(split, []).append((known[split, name], text))
     if not found:
         raise ValueError(f"{path} has no answer to a row of {', '.join(rows)}")
     return {split: grade(*map(list, zip(*found[split], strict=True))) for split in found}
