@@ -1,6 +1,7 @@
 """How good a policy is: its greedy answers, graded one by one, and its programs, run.
 
     python evaluate.py updates --model runs/grpo-seed0/checkpoint --split test
+    python evaluate.py updates --answers runs/grpo-seed0/after.jsonl --run --envs envs
     python evaluate.py codeupdatearena --data FILE --model FOLDER --n 5 --k 1,5
     python evaluate.py humaneval --data HumanEval.jsonl.gz --predictions reference
 
@@ -15,7 +16,7 @@ import json
 import math
 import random
 import sys
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import torch
@@ -27,7 +28,7 @@ import passk
 import ranks
 import reward
 import sandbox
-from data import benchmarks
+from data import benchmarks, execute
 from policy import Policy, load
 
 ROWS = 64  # rows that are decoded together
@@ -46,6 +47,8 @@ class Graded:
     em: float  # EM*: 2, -1.5 or -2
     es: float  # ES*, in [-2, 2]
     copied: bool  # the code equals the old code, comments and blank lines aside
+    run: str = ""  # by execution: right, wrong or could-not-run; "": not asked for
+    reason: str = ""  # why it is not right by execution
 
 
 def grade(examples: list[data.Example], texts: list[str], device: str = "cpu") -> list[Graded]:
@@ -176,6 +179,7 @@ def lines(report: Report) -> str:
     for split, graded in report.items():
         for g in graded:
             worth = {name: getattr(g, name) for name in WORTH}
+            worth |= {"run": g.run, "reason": g.reason} if g.run else {}
             rows.append(json.dumps({"split": split, "id": g.example.id, "text": g.text} | worth))
     return "".join(row + "\n" for row in rows)
 
@@ -210,13 +214,21 @@ def copied(examples: list[data.Example]) -> list[Graded]:
 def updates(options: argparse.Namespace) -> str:
     """Greedy answers to the rows of our own format, by split, library and kind."""
     passk.numbers(options.k, options.n)  # a slip of the hand shows now
-    policy = load(options.model, options.device, getattr(torch, options.dtype))
     names = options.split.split(",") if options.split else data.splits(options.data)
     rows = {name: data.load(options.data, name) for name in names}
-    graded = report(policy, rows, options.max_new_tokens, "greedy answers")
-    if options.out:
-        Path(options.out).write_text(lines(graded), encoding="utf-8")
+    if options.answers and options.n > 1:
+        raise ValueError("--answers has one answer a row: leave out --n, or give --model")
+    if options.answers:
+        graded = answered(options.answers, rows)
+    else:
+        policy = load(options.model, options.device, getattr(torch, options.dtype))
+        graded = report(policy, rows, options.max_new_tokens, "greedy answers")
+    keep(graded, options.out)  # now: to run them takes long, and may be stopped
     tables = [breakdown(graded)]
+    if options.run:
+        graded = executed(graded, options)
+        keep(graded, options.out)
+        tables.append(execute.table(graded))
     for title, of in (("library", "dependency"), ("kind", "kind")):
         groups: Report = {}
         for g in (g for part in graded.values() for g in part):
@@ -225,6 +237,48 @@ def updates(options: argparse.Namespace) -> str:
     if options.n > 1:
         tables.append(sampled(policy, rows, options))
     return "\n\n".join(tables)
+
+
+def keep(graded: Report, out: str) -> None:
+    """Write the answers to a file, if one is asked for."""
+    if out:
+        Path(out).write_text(lines(graded), encoding="utf-8")
+
+
+def answered(path: str, rows: dict[str, list[data.Example]]) -> Report:
+    """The answers in a file that `lines` wrote, to some or all of these rows, graded anew.
+
+    ValueError names the first line that is none, or whose row the data lacks.
+    """
+    known = {(split, e.id): e for split, examples in rows.items() for e in examples}
+    found: dict[str, list[tuple[data.Example, str]]] = {}
+    for number, line in enumerate(Path(path).read_text(encoding="utf-8").splitlines(), start=1):
+        try:
+            kept = json.loads(line)
+            split, name, text = (str(kept[key]) for key in ("split", "id", "text"))
+        except (ValueError, TypeError, KeyError):
+            raise ValueError(f"{path}, line {number}: no answer with split, id and text") from None
+        if split in rows and (split, name) not in known:
+            raise ValueError(f"{path}, line {number}: the data has no row {name} in {split}")
+        if split in rows:
+            found.setdefault(split, []).append((known[split, name], text))
+    if not found:
+        raise ValueError(f"{path} has no answer to a row of {', '.join(rows)}")
+    return {split: grade(*map(list, zip(*found[split], strict=True))) for split in found}
+
+
+def executed(report: Report, options: argparse.Namespace) -> Report:
+    """The same answers with what came of them by execution; an exact one is right without."""
+    kind, notice = sandbox.choose(options.sandbox)
+    print(notice, file=sys.stderr)
+    unsure = [g for graded in report.values() for g in graded if not g.exact]
+    codes = [(g.example, reward.extract_code(g.text)) for g in unsure]
+    ran = iter(execute.outcomes(codes, options.envs, kind))
+    right = execute.Outcome(execute.RIGHT)
+    return {
+        split: [replace(g, **(right if g.exact else next(ran))._asdict()) for g in graded]
+        for split, graded in report.items()
+    }
 
 
 def breakdown(groups: Report, title: str = "split") -> str:
@@ -334,9 +388,12 @@ def parser() -> argparse.ArgumentParser:
         flag("--dtype", default="float32", choices=("float32", "bfloat16"), help="of the model")
         if own:
             flag("--split", default="", help="such as test,test_hard (default: all)")
-            continue
-        flag("--predictions", default="", metavar="FILE", help="samples, or the word reference")
-        flag("--python", default=sys.executable, metavar="PATH", help="the programs' interpreter")
+            flag("--answers", default="", metavar="FILE", help="answers of a run, not a model's")
+            flag("--run", action="store_true", help="judge them by execution, too (needs uv)")
+            flag("--envs", default="", metavar="FOLDER", help="keep the releases' environments")
+        else:
+            flag("--predictions", default="", metavar="FILE", help="samples, or: reference")
+            flag("--python", default=sys.executable, metavar="PATH", help="interpreter to run in")
         flag("--sandbox", default="", metavar="bwrap|plain", help="default: the better at hand")
     return parser
 
@@ -352,7 +409,9 @@ def main(arguments: list[str] | None = None) -> int:
         print(f"evaluate.py: {error}", file=sys.stderr)
         return 2
     except KeyboardInterrupt:
-        print("\nstopped; with --out the same command goes on where it was", file=sys.stderr)
+        again = "" if options.command == "updates" else "the same command goes on where it was"
+        again = again or "the answers are kept, and --answers reads them"
+        print(f"\nstopped; with --out {again}", file=sys.stderr)
         return 130
     return 0
 

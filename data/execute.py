@@ -1,0 +1,226 @@
+"""Answers judged by execution: run in the release that their row is about, beside the true code.
+
+    outcomes([(example, code), ...])   -> [Outcome("right"), Outcome("wrong", "NameError"), ...]
+
+An answer is right if it ends without an error, prints exactly what the true code prints, and warns
+of no deprecation that the true code does not warn of (`verify.warnings_of_change`: on a line of its
+own, or about a word of a line that differs from the true code). So an answer in another spelling
+than the target is right, and the old code is wrong, as `data/verify.py` has proved.
+
+Output sees less than the string match: an answer that drops an argument is right, too, where the
+program prints nothing that depends on it. Read the answers that are right without being exact.
+
+Both run in the environment that `data/verify.py` makes for the row's new release, each in a process
+of its own of one sandbox. Where that cannot be had, or the true code does not run in it, nothing is
+said about the answer: "could-not-run".
+"""
+
+import asyncio
+import collections
+import contextlib
+import functools
+import inspect
+import json
+import shutil
+import tempfile
+from collections.abc import Iterable, Iterator
+from dataclasses import replace
+from pathlib import Path
+from typing import NamedTuple
+
+from tqdm import tqdm
+
+import sandbox
+from data import Example
+from sandbox import Box, Limits, Task, Verdict
+
+RIGHT, WRONG, UNKNOWN = "right", "wrong", "could-not-run"
+# Whole outputs are compared, so that nothing may be cut; libraries map much more than they use.
+LIMITS = Limits(cpu=60, memory=16 << 30, files=256, processes=256, output=1 << 20)
+MARK = "\x1e"  # between what the program printed and its deprecations
+
+
+class Outcome(NamedTuple):
+    run: str  # RIGHT, WRONG or UNKNOWN
+    reason: str = ""
+
+
+NO_CODE = Outcome(WRONG, "the answer holds no code")
+NO_ROW = Outcome(UNKNOWN, "its release is not known: it is no row of our own data")
+
+
+def listen(space: dict) -> list:
+    """Runs in the sandbox before a program: collects deprecations, by the rule of `verify.serve`.
+
+    Its source is all that the sandbox is handed.
+    """
+    import os
+    import sys
+    import warnings
+
+    os.dup2(os.open(os.devnull, os.O_WRONLY), 2)  # logs have times in them: stdout alone counts
+    sys.modules["__main__"] = sys.modules["program"]
+    space["__name__"] = "__main__"
+    warned = []
+
+    def note(message, category, filename, *_):
+        kinds = " ".join(kind.__name__ for kind in category.__mro__)
+        if any(word in kinds for word in ("Deprecat", "FutureWarning", "RemovedIn")):
+            warned.append((category.__name__, filename == "<program>", str(message)))
+
+    warnings.resetwarnings()
+    warnings.simplefilter("always")
+    warnings.showwarning = note
+    return warned
+
+
+LISTEN = inspect.getsource(listen) + "\n_deprecations = listen(globals())\ndel listen\n"
+TELL = f"import json, sys\nprint({MARK!r} + json.dumps(_deprecations), file=sys.__stdout__)\n"
+
+
+def outcomes(
+    answers: list[tuple[Example, str | None]], envs: str = "", kind: str = ""
+) -> list[Outcome]:
+    """What came of each answer (row, and its code or None), in order, under a progress bar.
+
+    Environments are kept in the folder `envs`, if it is given. `kind` of sandbox as in `Box`.
+    ValueError where pyyaml or uv are missing.
+    """
+    rows, codes = releases(example for example, _ in answers), collections.defaultdict(list)
+    for example, code in answers:
+        if example in rows and code is not None and code not in codes[example]:
+            codes[example].append(code)
+    how = {"total": len(codes), "desc": "answers, run", "unit": "row", "dynamic_ncols": True}
+    judged = {
+        (example, code): outcome
+        for example, found in tqdm(by_release(rows, codes, envs, kind), **how)
+        for code, outcome in found.items()
+    }
+    return [
+        NO_CODE if code is None else judged.get((example, code), NO_ROW)
+        for example, code in answers
+    ]
+
+
+def by_release(
+    rows: dict, codes: dict[Example, list[str]], envs: str, kind: str
+) -> Iterator[tuple[Example, dict[str, Outcome]]]:
+    """Each row with the outcomes of its codes: one environment after the other, rows at once."""
+    for release in sorted({rows[example].new_release for example in codes}):
+        part = [example for example in codes if rows[example].new_release == release]
+        with interpreter(release, envs) as (python, fault):
+            work = functools.partial(one_row, box=Box(python, kind, LIMITS), fault=fault)
+            jobs = [(rows[example], codes[example]) for example in part]
+            for index, found in sandbox.at_once(work, jobs):
+                yield part[index], found
+
+
+def releases(examples: Iterable[Example]) -> dict:
+    """The `verify.Row` of each example that is a row of our own sources."""
+    verify = _verify()
+    sources, found = verify.build.sources(), {}
+    by_id = {example.id: example for example in examples}
+    for library in sorted({example.dependency.lower() for example in by_id.values()}):
+        for row in (row for path in sources.get(library, ()) for row in verify.rows(path)):
+            example = by_id.get(row.id)
+            if example and (example.old_code, example.new_code) == (row.old_code, row.new_code):
+                found[example] = row
+    return found
+
+
+def _verify():
+    """`data.verify`, which needs more than training does. ValueError says what is missing."""
+    try:
+        from data import verify
+    except ImportError as error:
+        raise ValueError(f"--run needs {error.name}: pip install pyyaml uv") from None
+    return verify
+
+
+@contextlib.contextmanager
+def interpreter(release: tuple[str, ...], envs: str = "") -> Iterator[tuple[str, str]]:
+    """(path of a Python that has this release, "" or why there is none).
+
+    Made by uv, unless the folder `envs` has it from another time; kept there, or else removed.
+    """
+    verify = _verify()
+    with tempfile.TemporaryDirectory(prefix="execute-") as scratch:
+        folder = (Path(envs) if envs else Path(scratch)).resolve() / verify.digest(*release)
+        environment = verify.Environment(release, folder, Path(scratch))
+        if not (folder / "complete").exists() and not shutil.which("uv"):
+            raise ValueError("--run makes environments with uv: pip install uv")
+        asyncio.run(environment.install())
+        fault = environment.fault
+        name = ", ".join(release)
+        yield str(folder / "bin" / "python"), fault and f"{name} is not installed: {fault}"
+
+
+def one_row(job: tuple, box: Box, fault: str) -> dict[str, Outcome]:
+    """The outcome of each code of one row, after its true code. `job`: a `verify.Row`, codes."""
+    row, codes = job
+    if fault:
+        return dict.fromkeys(codes, Outcome(UNKNOWN, fault))
+    box = replace(box, imports=_verify().modules(row))
+    tasks = [Task(code, TELL, LISTEN) for code in (row.new_code, *codes)]
+    truth, *runs = (heard(verdict, box) for verdict in sandbox.run_all(tasks, box))
+    if truth.outcome != "ok":
+        why = f"the true code does not run in the sandbox: {truth.detail}"
+        return dict.fromkeys(codes, Outcome(UNKNOWN, why))
+    return {
+        code: compare(row._replace(old_code=code), truth, run)
+        for code, run in zip(codes, runs, strict=True)
+    }
+
+
+def heard(verdict: Verdict, box: Box):
+    """A verdict as a `verify.Run`: what the program printed, and the deprecations that it met."""
+    printed, _, warned = verdict.output.rpartition(MARK)
+    run = _verify().Run(verdict.outcome, verdict.reason.replace(str(home(box)), "ENV"))
+    if verdict.outcome != "pass":
+        return run
+    try:
+        return run._replace(outcome="ok", printed=printed, warned=json.loads(warned))
+    except ValueError:
+        return run._replace(outcome="fail", detail=f"it prints more than {LIMITS.output} bytes")
+
+
+def home(box: Box) -> Path:
+    """The folder of an environment: it differs between machines, so no reason may name it."""
+    return Path(box.python).parent.parent
+
+
+def compare(row, truth, run) -> Outcome:
+    """The run of an answer, which stands as `row.old_code`, against that of the true code."""
+    if run.outcome != "ok":
+        return Outcome(UNKNOWN if run.outcome == UNKNOWN else WRONG, run.detail)
+    if telling := next(_verify().warnings_of_change(row, truth, run), ""):
+        return Outcome(WRONG, f"it warns: {telling}")
+    return Outcome(RIGHT) if run.printed == truth.printed else Outcome(WRONG, "it prints otherwise")
+
+
+def table(splits: dict[str, list]) -> str:
+    """Markdown on graded answers that have `run` and `reason`, by split.
+
+    Shares are of the rows that could be run; an exact answer is right without a run.
+    """
+    lines = [
+        "| split | rows | could not run | exact | right by execution | right, but not exact |",
+        "|---" * 6 + "|",
+    ]
+    rescued, reasons = {}, collections.Counter()
+    for name, graded in splits.items():
+        known = [g for g in graded if g.run != UNKNOWN]
+        right = [g for g in known if g.run == RIGHT]
+        rescued[name] = [g.example.id for g in right if not g.exact]
+        reasons.update(g.reason for g in graded if g.run == UNKNOWN)
+        shares = (f"{n} ({100 * n / max(len(known), 1):.1f} %)" for n in (
+            len(right) - len(rescued[name]), len(right), len(rescued[name])))  # fmt: skip
+        lines.append(
+            f"| {name} | {len(graded)} | {len(graded) - len(known)} | {' | '.join(shares)} |"
+        )
+    lines.append("")
+    for name, ids in rescued.items():
+        more = f" and {len(ids) - 10} more" if len(ids) > 10 else ""
+        lines.append(f"Right, but not exact, {name}: {', '.join(ids[:10]) or 'none'}{more}")
+    lines += [f"Could not run: {n} x {reason}" for reason, n in reasons.most_common()]
+    return "\n".join(lines)
