@@ -8,7 +8,7 @@
     answers = greedy(load("", "cpu"), data.load(split="test"), max_new_tokens=384)
     means(answers)   -> {"em_star": -1.47, "es_star": 1.81, "format": 99.7, "exact": 1.0, ...}
 
-A completion is parsed once; tables, sample pages and curves (`report.py`) are views of the records.
+An answer is graded once; tables, sample pages and curves (`report.py`) are views of the records.
 """
 
 import argparse

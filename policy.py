@@ -172,8 +172,7 @@ def load(name: str, device: str | torch.device, dtype: torch.dtype = torch.float
             return policy
         model, tokenizer, loading = read(name)
     except UNREADABLE as error:
-        reason = (str(error).strip() or type(error).__name__).splitlines()[0]
-        raise ValueError(f"--model {name} cannot be loaded: {reason}") from None
+        raise unloadable(name, error) from None
     check_weights(name, model, loading)
     ends = model.generation_config.eos_token_id
     ends = ends if isinstance(ends, list) else [ends]
@@ -187,6 +186,12 @@ def load(name: str, device: str | torch.device, dtype: torch.dtype = torch.float
     return policy
 
 
+def unloadable(name: str, error: Exception) -> ValueError:
+    """One sentence of whatever a library said of a model."""
+    reason = (str(error).strip() or type(error).__name__).splitlines()[0]
+    return ValueError(f"--model {name} cannot be loaded: {reason}")
+
+
 def outline(name: str) -> tuple[PreTrainedModel, PreTrainedTokenizerBase]:
     """The model without its numbers, and its tokenizer: for a plan, before anything is loaded."""
     name = name or str(data.POLICY)
@@ -196,8 +201,7 @@ def outline(name: str) -> tuple[PreTrainedModel, PreTrainedTokenizerBase]:
             return outline(json.loads(file.read_text(encoding="utf-8"))["base_model_name_or_path"])
         return plan.skeleton(**located(name)), AutoTokenizer.from_pretrained(**located(name))
     except UNREADABLE as error:
-        reason = (str(error).strip() or type(error).__name__).splitlines()[0]
-        raise ValueError(f"--model {name} cannot be loaded: {reason}") from None
+        raise unloadable(name, error) from None
 
 
 def is_adapter(name: str) -> bool:
