@@ -113,6 +113,9 @@ def shared_prefix_attention(module, q, k, v, attention_mask=None, scaling=None, 
     if attention_mask is not None or extra.get("is_causal") is False or asked:
         need = ", ".join(sorted(asked)) or "a mask of its own"
         raise ValueError(f"{type(module).__name__} needs {need}, which rollout.py does not have.")
+    # Under autocast rotary positions leave q and k in float32: a cache of those would be cast again
+    # at every token.
+    q, k = q.to(v.dtype), k.to(v.dtype)
     layout, scale = LAYOUT.get(), q.shape[-1] ** -0.5 if scaling is None else scaling
     window = extra.get("sliding_window") or None  # this layer's, None where it sees all
     layer, layout.calls = layout.calls, layout.calls + 1

@@ -47,7 +47,7 @@ class Config:
     )
     patience: int = flag(10, "steps in a row without a live group before the run stops", only=RL)
     # score
-    correctness: str = flag("em_star", "reward of the code", ("es_star", "em_star"), RL)
+    correctness: str = flag("em_star", "reward of the code", ("es_star", "em_star", "em_copy"), RL)
     overlong_buffer: int = flag(
         0, "soft zone before --max-new-tokens, tokens, 0 is off", only=("dapo",)
     )
@@ -65,7 +65,8 @@ class Config:
     pack_tokens: int = flag(2048, "tokens per forward pass: memory against speed")
     checkpointing: bool = flag(False, "make activations again in backward: memory against speed")
     lr: float = flag(4e-4, "peak learning rate (1e-6 is usual for all weights of a real model)")
-    warmup: int = flag(2, "steps of linear warm-up, times a cosine down to a tenth")
+    warmup: int = flag(2, "steps of linear warm-up, times a cosine down to --lr-floor")
+    lr_floor: float = flag(0.1, "share of --lr at which the cosine ends, 1 is a constant rate")
     weight_decay: float = flag(0.0, "AdamW's, per step and learning rate")
     max_grad_norm: float = flag(1.0, "longer gradients are scaled down to this norm")
     # weights
@@ -75,22 +76,31 @@ class Config:
     lora: int = flag(0, "rank of LoRA adapters on every linear layer, 0 trains all weights")
     dora: int = flag(0, "the same with DoRA adapters")
     alpha: float = flag(32.0, "adapters are scaled by alpha / rank")
+    targets: str = flag("", "layers with adapters, as q_proj,v_proj (default: all but the head)")
     merge: bool = flag(False, "at the end also write RUN/merged, a model without adapters")
     # report
     save_every: int = flag(10, "steps between checkpoints, beside the one at the end")
     keep: int = flag(2, "newest checkpoints to keep, the last one included")
-    eval_rows: int = flag(300, "rows of each split in the final table, at most")
+    eval_rows: int = flag(
+        0, "rows of each split in the tables, at most; 0 is 300 for the bundled model, else 50"
+    )
     show_every: int = flag(0, "steps between two completions that are shown, 0 is off", only=RL)
     tensorboard: bool = flag(False, "write event files for TensorBoard beside metrics.jsonl")
 
     def __post_init__(self):
         check(self)
         self.out = self.out or f"runs/{self.algo}-seed{self.seed}"
+        self.eval_rows = self.eval_rows or (50 if self.model else 300)
 
     @property
     def live_by(self) -> str:
         """The score whose spread makes a group live: what DAPO's filter asks for, or the reward."""
         return "exact" if self.algo == "dapo" and self.live == "exact" else "total"
+
+    @property
+    def with_kl(self) -> bool:
+        """Whether the loss has a KL term, and needs a reference."""
+        return self.algo == "grpo" and self.beta > 0
 
     def record(self) -> dict:
         """What config.json holds: the settings that this run reads, without --resume."""
@@ -101,18 +111,19 @@ class Config:
 # What numbers must satisfy (nan satisfies nothing), and the same in words.
 LIMITS = [
     (
-        "steps prompts max_new_tokens updates pack_tokens patience save_every keep eval_rows",
+        "steps prompts max_new_tokens updates pack_tokens patience save_every keep",
         lambda x: 1 <= x < 2**31,
         "1 or more",
     ),
     (
-        "max_refills warmup overlong_buffer beta weight_decay show_every",
+        "max_refills warmup overlong_buffer beta weight_decay show_every eval_rows",
         lambda x: 0 <= x < math.inf,
         "0 or more",
     ),
     ("lr", lambda x: 0 <= x <= 1e6, "0 or more, and at most 1e6"),
     ("threads lora dora", lambda x: 0 <= x <= 1024, "0 or more, and at most 1024"),
     ("clip_high max_grad_norm alpha", lambda x: 0 < x < math.inf, "more than 0"),
+    ("lr_floor", lambda x: 0 <= x <= 1, "0 or more, and at most 1"),
     ("clip clip_low", lambda x: 0 < x < 1, "more than 0 and less than 1"),
     ("temperature", lambda x: 0 < x < math.inf, "more than 0: greedy samples are all alike"),
     ("group_size", lambda x: 2 <= x < 2**31, "2 or more: an advantage compares samples"),
@@ -121,8 +132,9 @@ LIMITS = [
 ROLLOUT = 2**27  # most tokens in one rollout, at most 2 GB of records; more is a slip of the key
 # What the paper states, and its scripts where it is silent, as far as it differs from the defaults.
 # Its GRPO script takes one prompt a step and never stops early. Its DAPO script, unlike the paper,
-# trains all weights: --dora 0 --lr 1e-6 --warmup 10 (at a constant rate, which is not to be had).
-ADAPTERS = {"dora": 64, "alpha": 64.0, "lr": 5e-5, "warmup": 150}
+# trains all weights: --dora 0 --lr 1e-6 --warmup 10 --lr-floor 1. Its adapters' dropout of 0.01 is
+# left out: the policy that is scored must be the one that sampled.
+ADAPTERS = {"dora": 64, "alpha": 64.0, "targets": "q_proj,v_proj", "lr": 5e-5, "warmup": 150}
 PAPER = ADAPTERS | {"steps": 5000, "max_new_tokens": 1024, "correctness": "es_star"}
 PRESETS = {
     "paper-grpo": PAPER | {"algo": "grpo", "prompts": 1, "updates": 1, "patience": 5000},
@@ -161,8 +173,11 @@ def check(config: Config) -> None:
         raise ValueError("--overlong-buffer must not exceed --max-new-tokens, its upper end")
     if config.lora and config.dora:
         raise ValueError("--lora and --dora: give one of them")
-    if not config.lora and not config.dora and (config.merge or config.alpha != 32):
-        raise ValueError("--alpha and --merge are settings of adapters: give --lora or --dora too")
+    of_adapters = config.alpha != 32 or config.targets or config.merge
+    if of_adapters and not config.lora and not config.dora:
+        raise ValueError(
+            "--alpha, --targets and --merge are settings of adapters: give --lora or --dora too"
+        )
     if not config.dual_clip > 1 + config.clip_high:
         raise ValueError("--dual-clip must exceed 1 + --clip-high, else it cuts every bad token")
 
@@ -211,8 +226,9 @@ def with_preset(preset: str, **given) -> dict:
     settings = PRESETS[preset] | ({"dora": 0} if given.get("lora") else {}) | given
     if settings["algo"] != PRESETS[preset]["algo"]:
         raise ValueError(f"--preset {preset} chooses the algorithm: leave --algo away")
-    if not settings["dora"] and not settings.get("lora"):  # its alpha is of adapters
-        settings = {k: v for k, v in settings.items() if k != "alpha" or k in given}
+    if not settings["dora"] and not settings.get("lora"):
+        of_adapters = {"alpha", "targets"} - given.keys()
+        settings = {k: v for k, v in settings.items() if k not in of_adapters}
     return settings
 
 

@@ -53,15 +53,13 @@ class Graded:
 
 def grade(examples: list[data.Example], texts: list[str], device: str = "cpu") -> list[Graded]:
     """One record an answer, in order."""
-    scored = reward.score(texts, [e.new_code for e in examples], "es_star", device)
-    copied = reward.em_star(texts, [e.old_code for e in examples]) == 2
-    columns = (scored[name].tolist() for name in ("format", "exact", "correctness"))
+    new, old = ([getattr(e, name) for e in examples] for name in ("new_code", "old_code"))
+    scored = reward.score(texts, new, "es_star", device, old)
+    columns = (scored[name].tolist() for name in ("format", "exact", "correctness", "copied"))
     graded = []
-    for example, text, layout, exact, es, copy in zip(
-        examples, texts, *columns, copied.tolist(), strict=True
-    ):
+    for example, text, layout, exact, es, copied in zip(examples, texts, *columns, strict=True):
         em = 2.0 if exact else -2.0 if es == -2 else -1.5  # ES* is -2 only without parsing code
-        graded.append(Graded(example, text, layout, exact == 1, em, es, copy))
+        graded.append(Graded(example, text, layout, exact == 1, em, es, copied == 1))
     return graded
 
 
@@ -109,11 +107,14 @@ def chosen(path: str, most: int) -> dict[str, list[data.Example]]:
     # No run's seed: with that the rows here would be those that the run trains on first.
     splits = {name: data.load(path, name) for name in data.splits(path)}
     return {
-        name: random.Random("report").sample(
-            rows, min(most, len(rows), HARD if name == "test_hard" else most)
-        )
+        name: some(rows, min(most, HARD) if name == "test_hard" else most)
         for name, rows in splits.items()
     }
+
+
+def some(rows: list[data.Example], most: int) -> list[data.Example]:
+    """A fixed choice of at most `most` rows."""
+    return random.Random("report").sample(rows, min(most, len(rows)))
 
 
 def report(
@@ -216,6 +217,10 @@ def updates(options: argparse.Namespace) -> str:
     passk.numbers(options.k, options.n)  # a slip of the hand shows now
     names = options.split.split(",") if options.split else data.splits(options.data)
     rows = {name: data.load(options.data, name) for name in names}
+    if options.answers and options.rows:
+        raise ValueError("--answers says which rows: leave out --rows")
+    if options.rows:
+        rows = {name: some(examples, options.rows) for name, examples in rows.items()}
     if options.answers and options.n > 1:
         raise ValueError("--answers has one answer a row: leave out --n, or give --model")
     if options.answers:
@@ -388,6 +393,7 @@ def parser() -> argparse.ArgumentParser:
         flag("--dtype", default="float32", choices=("float32", "bfloat16"), help="of the model")
         if own:
             flag("--split", default="", help="such as test,test_hard (default: all)")
+            flag("--rows", type=int, default=0, help="of each split, at most; 0 is all")
             flag("--answers", default="", metavar="FILE", help="answers of a run, not a model's")
             flag("--run", action="store_true", help="judge them by execution, too (needs uv)")
             flag("--envs", default="", metavar="FOLDER", help="keep the releases' environments")

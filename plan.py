@@ -44,6 +44,9 @@ class Run:
     dtype: str = "float32"
     lora: int = 0
     dora: int = 0
+    # Last parts of the adapted layers' names, as q_proj,v_proj; "" is all. Activations are planned
+    # for all: with these two a quarter too much.
+    targets: str = ""
     reference: bool = False  # beta > 0: without adapters the untrained model is a second copy
     graded: int = 64  # rows that grading answers at a time, once each
     cuda: bool = False
@@ -75,9 +78,11 @@ def skeleton(**where) -> PreTrainedModel:
 def estimate(model: PreTrainedModel, run: Run) -> Parts:
     """GB of every part in every phase. The model may be loaded, adapted, or a skeleton."""
     head = model.get_output_embeddings().weight
-    sizes = [m.weight.shape for m in model.modules() if isinstance(m, nn.Linear)]
-    sizes.remove(head.shape)
-    linear, extra = sum(map(math.prod, sizes)), sum(map(run.adapter, sizes))
+    matrices = {n: m.weight for n, m in model.named_modules() if isinstance(m, nn.Linear)}
+    matrices = {name: W.shape for name, W in matrices.items() if W is not head}
+    sizes, ends = matrices.values(), tuple(f".{end}" for end in run.targets.split(",") if end)
+    adapted = [W for name, W in matrices.items() if not ends or f".{name}".endswith(ends)]
+    linear, extra = sum(map(math.prod, sizes)), sum(map(run.adapter, adapted))
     base = sum(p.numel() for name, p in model.named_parameters() if "lora_" not in name)
     trained = extra or base
     low = run.element if run.rank else FULL  # bytes of a base weight
@@ -87,7 +92,8 @@ def estimate(model: PreTrainedModel, run: Run) -> Parts:
     # Autocast keeps a bf16 copy of every float32 matrix that trains, as long as it lasts.
     cast = {"bf16 copies": 2 * (linear + head.numel()) if run.element < low else 0}
     fresh = max(map(math.prod, sizes)) * FULL  # of one matrix: its merge, or its new gradient
-    merged = {"merged weights": linear * low + fresh if run.rank else 0}
+    replaced = sum(map(math.prod, adapted)) if run.rank else 0
+    merged = {"merged weights": replaced * low + fresh if run.rank else 0}
     gradients = {"gradients": trained * FULL}
     pack = of_pack(model.config, run, 0 if run.rank else fresh)
     # with the graph go s B and, in bf16, A too; or the head's new gradient beside the old one
@@ -110,8 +116,7 @@ def of_sampling(config: PretrainedConfig, run: Run) -> dict[str, float]:
     """Bytes of sampling: B prompts at once, then one token of each of N samples at a time."""
     C, inner, H, K, D = widths(config)
     B, N, P, T = run.prompts, run.prompts * run.group_size, run.prompt, run.max_new_tokens
-    # keys of one layer have the dtype of the rotary angles, that of the embeddings
-    a_token = K * D * (run.element + (run.element if run.rank else FULL))
+    a_token = 2 * K * D * run.element  # keys and values of one layer
     room = 1 if T <= 2 else 64 * 2 ** max(0, math.ceil(math.log2((T - 1) / 64)))  # see Cache.write
     prompts = config.num_hidden_layers * a_token * B * P
     cache = prompts + config.num_hidden_layers * a_token * N * room

@@ -63,7 +63,7 @@ def train(config: Config, policy: Policy, state: State) -> Iterator[dict]:
     """GRPO or DAPO, one step a turn. Yields the metrics of each step."""
     algo = {"grpo": grpo, "dapo": dapo}[config.algo]
     knobs = {name: getattr(config, name) for name in algo.KNOBS}
-    reference = untrained(config, policy) if knobs.get("beta") else None
+    reference = untrained(config, policy) if config.with_kl else None
     stream = endless(config, state.drawn)
     state.set_generators()
     while state.step < config.steps and state.idle < config.patience:
@@ -78,15 +78,16 @@ def train(config: Config, policy: Policy, state: State) -> Iterator[dict]:
             batch.add(rollout, scores)
             log.sampled(rollout, scores)
         rollout, reward = batch.close()
-        rollout = behaviour(policy, rollout, config)
         # ---- advantage
         adv = algo.advantage(reward, scale=config.scale)[..., None]  # [B, G, 1]
+        rollout = behaviour(policy, rollout, adv, config)
         # The weights span a whole optimizer step, so that its packs, on all ranks, simply add up.
         weight = torch.empty_like(rollout.logp)  # [B, G, T]
-        for groups in shares(len(adv), config.updates):
+        for groups, moving in shares(adv, config):
             weight[groups] = algo.token_weight(rollout.mask[groups])
-            sums = Counter()
-            for pack in packs(rollout, config.pack_tokens, ranks.share(groups)):
+            still = ranks.share([b for b in groups if b not in moving])
+            sums = Counter(ratio=weight[still].sum().item())  # theirs counts as 1
+            for pack in packs(rollout, config.pack_tokens, ranks.share(moving)):
                 # ---- loss
                 logp = policy.logp(rollout, pack, config.temperature)  # [b, G, T]
                 ref_logp = reference and reference.base_logp(rollout, pack, config.temperature)
@@ -129,7 +130,8 @@ def update(policy: Policy, state: State, config: Config, loss: float) -> tuple[f
     """
     done = state.step / config.steps
     rate = min((state.step + 1) / config.warmup, 1.0) if config.warmup else 1.0
-    rate *= 0.1 + 0.9 * (1 + math.cos(math.pi * done)) / 2
+    floor = config.lr_floor
+    rate *= floor + (1 - floor) * (1 + math.cos(math.pi * done)) / 2
     for group in state.optimizer.param_groups:
         group["lr"] = config.lr * rate
     weights = state.optimizer.param_groups[0]["params"]
@@ -205,7 +207,8 @@ def judge(
     """
     B, G = rollout.length.shape
     targets = [e.new_code for e in examples for _ in range(G)]
-    scores = rewards.score(texts, targets, config.correctness, rollout.tokens.device)
+    olds = [e.old_code for e in examples for _ in range(G)]
+    scores = rewards.score(texts, targets, config.correctness, rollout.tokens.device, olds)
     scores = {name: value.view(B, G) for name, value in scores.items()}
     limit, buffer = config.max_new_tokens, config.overlong_buffer
     scores["total"] = scores["total"] + algo.overlong_penalty(rollout.length, limit, buffer)
@@ -223,7 +226,7 @@ def untrained(config: Config, policy: Policy) -> Policy:
 
 
 @torch.no_grad()
-def behaviour(policy: Policy, rollout: Rollout, config: Config) -> Rollout:
+def behaviour(policy: Policy, rollout: Rollout, adv: Tensor, config: Config) -> Rollout:
     """The rollout with the log-probabilities of the policy that sampled it, as training sees them.
 
     In float32 sampling and training agree to 1e-5. In bf16 the shape of a batch moves a token's
@@ -233,16 +236,25 @@ def behaviour(policy: Policy, rollout: Rollout, config: Config) -> Rollout:
     if policy.dtype == torch.float32:
         return rollout
     logp = torch.zeros_like(rollout.logp)
-    for groups in shares(len(rollout.prompts), config.updates):
-        for pack in packs(rollout, config.pack_tokens, ranks.share(groups)):
+    for _, moving in shares(adv, config):
+        for pack in packs(rollout, config.pack_tokens, ranks.share(moving)):
             logp[pack] = policy.logp(rollout, pack, config.temperature)
     return replace(rollout, logp=logp)
 
 
-def shares(count: int, parts: int) -> list[list[int]]:
-    """The numbers below 5 for two -> [[0, 1], [2, 3, 4]]; no list is empty."""
-    parts = min(parts, count)
-    return [list(range(i * count // parts, (i + 1) * count // parts)) for i in range(parts)]
+def shares(adv: Tensor, config: Config) -> list[tuple[list[int], list[int]]]:
+    """For each optimizer step its groups, and those of them that go through the model.
+
+    Five groups and two updates give the groups 0, 1 and then 2, 3, 4. A dead group pushes nothing,
+    so that it stays out unless the KL pulls at it (or all of its step are dead: zeros move AdamW).
+    """
+    count = len(adv)  # adv: [B, G, 1]
+    parts = min(config.updates, count)
+    steps = [list(range(i * count // parts, (i + 1) * count // parts)) for i in range(parts)]
+    if config.with_kl:
+        return [(groups, groups) for groups in steps]
+    moves = (adv != 0).any(dim=1)[:, 0].tolist()  # a NaN moves: it must show
+    return [(groups, [b for b in groups if moves[b]] or groups) for groups in steps]
 
 
 # ------------------------------------------------------------------------------------------------
@@ -261,7 +273,8 @@ def start(config: Config) -> tuple[Policy, State]:
     generator = torch.Generator().manual_seed(config.seed)
     if (config.lora or config.dora) and not policy.adapted:
         rank, dora = config.lora or config.dora, bool(config.dora)
-        policy.adapt(lora.Adapter(rank, config.alpha, dora=dora), generator)
+        targets = tuple(filter(None, config.targets.split(",")))
+        policy.adapt(lora.Adapter(rank, config.alpha, dora=dora, targets=targets), generator)
     if config.checkpointing:
         policy.checkpoint_activations()
     weights = [p for p in policy.model.parameters() if p.requires_grad]
@@ -283,7 +296,7 @@ def planned(config: Config, device: str) -> None:
     run = plan.Run(
         **same,
         prompt=max(len(data.prompt(row, tokenizer)) for row in rows),
-        reference=config.algo == "grpo" and config.beta > 0,
+        reference=config.with_kl,
         graded=evaluate.ROWS,
         cuda=device.startswith("cuda"),
     )

@@ -123,7 +123,8 @@ class Log:
         """Reward first, loss last: on its own the loss says little (see grpo.loss)."""
         seconds, metrics = time.time() - self.begin, {}
         if self.scores:
-            metrics = {name: self.mean(key) for name, key in SAMPLED.items()}
+            known = self.scores[0]
+            metrics = {name: self.mean(key) for name, key in SAMPLED.items() if key in known}
             tokens = sum(int(scores["length"].sum()) for scores in self.scores)
             metrics["entropy"] = sum(float(s["surprise"].sum()) for s in self.scores) / tokens
             metrics["tokens_per_s"] = tokens / seconds
@@ -137,7 +138,7 @@ class Log:
 
 # Each metric of the samples, and where it comes from.
 SAMPLED = {
-    "reward": "total", "exact": "exact", "format": "format",
+    "reward": "total", "exact": "exact", "copied": "copied", "format": "format",
     "dead": "dead", "truncated": "truncated", "length": "length",
 }  # fmt: skip
 

@@ -3,8 +3,11 @@
     total = format (+1 / -1) + correctness, in [-3, 3]
     EM*   = 2 equal to the target | -1.5 parses but differs | -2 no code, or it does not parse
     ES*   = 3.5 * ES - 1.5, ES = 1 - distance / max(len)    | -2 no code, or it does not parse
+    EM_copy = 2 equal to the target | 0 parses but differs  | -2 the old code again, or no code
 
-Both compare characters after comments, docstrings and blank lines are gone. Where we differ from
+EM* and ES* are the paper's, and pay a copy of the old code like any other wrong answer, or better:
+where its samples are worse than a copy, a lazy model learns to copy. EM_copy is ours.
+All compare characters after comments, docstrings and blank lines are gone. Where we differ from
 the release: it cut comments out with regular expressions, which ate code between two apostrophes
 and strings with `#`; it scored fences inside <think>; it computed distances one by one in Python.
 Nothing here runs the code.
@@ -32,20 +35,32 @@ def score(
     targets: list[str],
     correctness: str = "es_star",
     device: Device = "cpu",
+    old_codes: list[str] | None = None,
 ) -> dict[str, FloatTensor]:
     """{"format", "correctness", "exact", "total"}: each float32 [N] on `device`.
 
-    `correctness` is "es_star" or "em_star", anything else a ValueError; `exact` is 1.0 where the
-    stripped code equals the target's, else 0.0; total = format + correctness.
+    `correctness` is "es_star", "em_star" or, with `old_codes`, "em_copy", anything else a
+    ValueError; `exact` is 1.0 where the stripped code equals the target's, else 0.0; total = format
+    + correctness. With `old_codes` there is `copied` too: 1.0 where it equals the old code.
     """
-    rules = {"es_star": _es_star, "em_star": _em_star}
-    if correctness not in rules:
-        raise ValueError(f"correctness must be one of {sorted(rules)}, got {correctness!r}")
+    if correctness not in ("em_star", "es_star", "em_copy"):
+        raise ValueError(f"correctness must be em_star, es_star or em_copy, got {correctness!r}")
+    if correctness == "em_copy" and old_codes is None:
+        raise ValueError("correctness em_copy compares with the old code: give old_codes")
     pairs = _strip_all(completions, targets)
     layout = torch.tensor([format_reward(text) for text in completions], device=device).float()
-    right = rules[correctness](pairs, device)
-    exact = (_em_star(pairs, device) == 2.0).float()
-    return {"format": layout, "correctness": right, "exact": exact, "total": layout + right}
+    right = em = _em_star(pairs, device)
+    extra = {}
+    if old_codes is not None:
+        olds = _stripped(old_codes, "old code")
+        copied = [code == old for (code, _), old in zip(pairs, olds, strict=True)]
+        extra["copied"] = torch.tensor(copied, device=device).float()
+    if correctness == "es_star":
+        right = _es_star(pairs, device)
+    elif correctness == "em_copy":
+        right = torch.where(em == -1.5, -2.0 * extra["copied"], em)
+    exact = (em == 2.0).float()
+    return {"format": layout, "correctness": right, "exact": exact, "total": layout + right} | extra
 
 
 def es_star(completions: list[str], targets: list[str], device: Device = "cpu") -> FloatTensor:
@@ -66,14 +81,20 @@ def _strip_all(completions: list[str], targets: list[str]) -> list[tuple[str | N
     """(stripped code or None, stripped target) for each row; each distinct text is parsed once."""
     if len(completions) != len(targets):
         raise ValueError(f"got {len(completions)} completions for {len(targets)} targets")
-    goal = {}
-    for target in set(targets):
-        try:
-            goal[target] = strip_comments(target)
-        except SyntaxError as error:
-            raise ValueError(f"target is no valid Python ({error}): {target[:500]!r}") from None
+    goals = _stripped(targets, "target")
     code = {completion: _stripped_code(completion) for completion in set(completions)}
-    return [(code[c], goal[t]) for c, t in zip(completions, targets, strict=True)]
+    return [(code[c], goal) for c, goal in zip(completions, goals, strict=True)]
+
+
+def _stripped(programs: list[str], what: str) -> list[str]:
+    """Each program of the data without comments; each distinct one is parsed once."""
+    known = {}
+    for program in set(programs):
+        try:
+            known[program] = strip_comments(program)
+        except SyntaxError as error:
+            raise ValueError(f"{what} is no valid Python ({error}): {program[:500]!r}") from None
+    return [known[program] for program in programs]
 
 
 MAX_TEXT = 2**17  # characters: a longer completion scores -2 unread, for a megabyte takes seconds

@@ -281,12 +281,12 @@ def _bwrap(python: str, folders: list[str], limits: Limits) -> list[str]:
     for path in filter(os.path.exists, system):
         link = os.path.islink(path)
         command += ["--symlink", os.readlink(path), path] if link else ["--ro-bind", path, path]
-    for path in [*folders, *_links(python)]:
-        command += ["--ro-bind", path, path]
     size = ["--size", str(limits.file)]
     command += ["--proc", "/proc", "--dev", "/dev", *size, "--tmpfs", "/dev/shm"]
-    command += ["--remount-ro", "/dev", *size, "--tmpfs", "/tmp", "--remount-ro", "/"]
-    command += ["--clearenv", "--chdir", "/tmp"]
+    command += ["--remount-ro", "/dev", *size, "--tmpfs", "/tmp"]
+    for path in [*folders, *_links(python)]:  # after /tmp, which may be where they lie
+        command += ["--ro-bind", path, path]
+    command += ["--remount-ro", "/", "--clearenv", "--chdir", "/tmp"]
     for name, value in _environment("/tmp").items():
         command += ["--setenv", name, value]
     return command

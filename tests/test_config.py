@@ -29,6 +29,8 @@ ROOT = Path(__file__).parent.parent
         ({"lr": float("nan")}, "--lr is nan: give 0 or more"),
         ({"temperature": float("inf")}, "greedy samples are all alike"),
         ({"clip": 1.0}, "less than 1"),
+        ({"lr_floor": 1.1}, "--lr-floor is 1.1: give 0 or more, and at most 1"),
+        ({"targets": "q_proj"}, "give --lora or --dora too"),
         ({"algo": "dapo", "dual_clip": float("nan")}, "must exceed 1"),
         ({"algo": "dapo", "overlong_buffer": 9999}, "must not exceed"),
         ({"seed": 2**64}, "less than 2.63"),
@@ -49,6 +51,12 @@ def test_wrong_values_are_one_sentence(small, wrong, sentence):
     """Prevents: a slip on the command line shows a traceback after minutes of loading."""
     with pytest.raises(ValueError, match=sentence):
         Config(**small | wrong)
+
+
+def test_a_real_model_is_graded_on_fewer_rows():
+    """Prevents: half an hour of grading before a real model's first step, by default."""
+    assert Config().eval_rows == 300 and Config(model="x").eval_rows == 50
+    assert Config(eval_rows=7).eval_rows == 7 and Config(model="x", eval_rows=300).eval_rows == 300
 
 
 def test_settings_of_another_algorithm_are_refused_even_at_their_default():
@@ -122,7 +130,8 @@ def test_presets_are_the_papers_settings():
     """Prevents: a preset that trains something else than the paper (its tables of settings)."""
     grpo, dapo = (parse(["--preset", f"paper-{algo}"]) for algo in ("grpo", "dapo"))
     for c in (grpo, dapo):
-        assert (c.dora, c.lora, c.alpha, c.lr, c.warmup) == (64, 0, 64, 5e-5, 150)
+        assert (c.dora, c.lora, c.alpha, c.targets) == (64, 0, 64, "q_proj,v_proj")
+        assert (c.lr, c.warmup, c.lr_floor) == (5e-5, 150, 0.1)
         assert (c.steps, c.max_new_tokens, c.group_size, c.temperature) == (5000, 1024, 8, 1)
         assert c.correctness == "es_star" and c.scale and c.live == "exact"
     assert (grpo.algo, grpo.clip, grpo.beta, grpo.prompts, grpo.updates) == (
@@ -145,6 +154,7 @@ def test_any_flag_overrides_a_preset():
     assert (lora.lora, lora.dora, lora.alpha) == (8, 0, 64)
     whole = parse(["--preset", "paper-dapo", "--dora", "0", "--lr", "1e-6"])
     assert (whole.lora, whole.dora, whole.lr, whole.algo) == (0, 0, 1e-6, "dapo")
+    assert (whole.alpha, whole.targets) == (32, "")  # the defaults: no adapter reads them
     with pytest.raises(ValueError, match="leave --algo away"):
         parse(["--preset", "paper-grpo", "--algo", "dapo"])
     with pytest.raises(ValueError, match="leave --preset away"):

@@ -126,7 +126,7 @@ def test_entropy_is_the_surprise_of_a_token():
     length = torch.tensor([[2, 1]])
     rollout = Rollout([[1]], logp.long(), logp < 0, logp, length, length < 1)
     one = torch.ones(1, 2)
-    names = ("total", "exact", "format", "dead")
+    names = ("total", "exact", "copied", "format", "dead")
     log = report.Log()
     log.sampled(rollout, dict.fromkeys(names, one))
     metrics = log.close()
@@ -149,6 +149,8 @@ def test_updates_are_graded_by_split_library_and_kind(small, tmp_path, capsys):
         shown.count("0.0 [0.0, 0.0]") == 10
     )  # copies and exact of three splits, one library, kind
     assert len(out.read_text().splitlines()) == 14
+    assert evaluate.main([*command, "--max-new-tokens", "2", "--rows", "3"]) == 0
+    assert "| train | 3 |" in capsys.readouterr().out
     more = ["--split", "test", "--n", "3", "--k", "1,3", "--max-new-tokens", "2"]
     assert evaluate.main([*command, *more]) == 0
     assert "| split | Pass@1 | Pass@3 |" in capsys.readouterr().out
@@ -160,6 +162,7 @@ def test_updates_are_graded_by_split_library_and_kind(small, tmp_path, capsys):
         (["--model", "/no/such"], "no such folder"),
         (["--data", "/no/such"], "no such data file"),
         (["--split", "tset"], "no row of split 'tset'"),
+        (["--answers", "/no/such", "--rows", "3"], "leave out --rows"),
         (["--n", "2", "--k", "3"], "--k 3: the item with fewest samples has 2"),
         (["--n", "2", "--k", "x"], "give numbers such as 1,5"),
         (["--n", "2", "--top-p", "0"], "top_p is 0.0"),

@@ -81,7 +81,8 @@ class Trainer:
         self.model = AutoModelForCausalLM.from_config(CONFIGS[kind](V)).eval()
         if run.rank:
             self.model.to(getattr(torch, run.dtype))
-            adapter = lora.Adapter(run.rank, dora=bool(run.dora))
+            targets = tuple(filter(None, run.targets.split(",")))
+            adapter = lora.Adapter(run.rank, dora=bool(run.dora), targets=targets)
             lora.attach(self.model, adapter, torch.Generator().manual_seed(1))
         if run.checkpointing:
             self.model.train().gradient_checkpointing_enable()
@@ -137,11 +138,12 @@ def test_training_is_planned_within_a_tenth(kind, how, checkpointing):
     assert trainer.planned("training") == pytest.approx(trainer.measured("training"), rel=0.1)
 
 
-@pytest.mark.parametrize("how", [*HOW, "all-bf16"])
+@pytest.mark.parametrize("how", [*HOW, "all-bf16", "lora-qv"])
 @pytest.mark.parametrize("kind", CONFIGS)
 def test_sampling_is_planned_within_a_tenth(kind, how):
     """A plan without the cache, merged weights or autocast's copies would be too small."""
-    trainer = Trainer(kind, run("all", dtype="bfloat16") if how == "all-bf16" else run(how))
+    more = {"all-bf16": {"dtype": "bfloat16"}, "lora-qv": {"lora": 16, "targets": "q_proj,v_proj"}}
+    trainer = Trainer(kind, run("all", **more[how]) if how in more else run(how))
     assert trainer.planned("sampling") == pytest.approx(trainer.measured("sampling"), rel=0.1)
 
 
@@ -192,6 +194,8 @@ def test_weights_by_hand():
     assert found["adapters"] == pytest.approx(4 * low / 1e9)
     assert found["optimizer"] == pytest.approx(8 * low / 1e9)
     assert "reference" not in found  # the adapters are switched off for it
+    few = plan.estimate(tied, Run(lora=2, targets="q_proj,v_proj"))["step"]["adapters"]
+    assert few == pytest.approx(4 * (4 * 2 * (128 + 96)) / 1e9)  # q is 64 x 64, v is 32 x 64
 
 
 @pytest.mark.parametrize("new, room", [(2, 1), (3, 64), (65, 64), (66, 128), (1024, 1024)])

@@ -31,7 +31,7 @@ def fake(reward, exact=None, algo=dapo):
     reward = torch.tensor(reward)
     B, G = reward.shape
     by = reward if exact is None else torch.tensor(exact)
-    scores = {"total": reward, "exact": by, "format": torch.ones(B, G)}
+    scores = {"total": reward, "exact": by, "copied": 0 * by, "format": torch.ones(B, G)}
     rollout = written([[1]] * B, [[[1]] * G] * B, pad_id=0, device="cpu")
     return rollout, scores | {"dead": grpo.dead(by), "keep": algo.keep(by)}
 
@@ -42,6 +42,28 @@ def dead_share(*batches):
     for batch in batches:
         log.sampled(*batch)
     return log.close()["dead"]
+
+
+@pytest.mark.parametrize(
+    ("floor", "rates"),
+    # warm-up 1/2, 1, 1, 1 times floor + (1 - floor) * (1 + cos(pi * step / 4)) / 2, where the last
+    # factor is 1, (1 + sqrt(1/2)) / 2 = 0.853553, 0.5, 0.146447
+    [
+        (0.1, [0.5, 0.868198, 0.55, 0.231802]),
+        (1.0, [0.5, 1, 1, 1]),
+        (0.0, [0.5, 0.853553, 0.5, 0.146447]),
+    ],
+)
+def test_learning_rate_by_hand(small, floor, rates):
+    """Prevents: a floor that shifts the peak, or a constant rate that is not one."""
+    config = settings(small, steps=4, warmup=2, lr=1.0, lr_floor=floor)
+    optimizer = torch.optim.SGD([torch.zeros(1, requires_grad=True)], lr=9.0)
+    state = checkpoint.State(optimizer, torch.Generator())
+    for step, rate in enumerate(rates):
+        state.step = step
+        optimizer.param_groups[0]["params"][0].grad = torch.ones(1)
+        recode.update(None, state, config, 0.0)
+        assert optimizer.param_groups[0]["lr"] == pytest.approx(rate, abs=1e-6)
 
 
 # ---------------------------------------------------------------- the run
@@ -299,11 +321,41 @@ def test_graded_rows_are_not_those_of_a_seed(small):
 
 
 @pytest.mark.parametrize(("items", "count"), [(16, 2), (16, 7), (5, 2), (3, 8), (0, 2)])
-def test_updates_have_nearly_equal_shares(items, count):
+def test_updates_have_nearly_equal_shares(small, items, count):
     """Prevents: seven updates asked, six made, the last of them on one group."""
-    found = recode.shares(items, count)
+    config = settings(small, updates=count)
+    found = [groups for groups, _ in recode.shares(torch.ones(items, 2, 1), config)]
     assert sum(found, []) == list(range(items)) and len(found) == min(count, items)
     assert not found or max(map(len, found)) - min(map(len, found)) <= 1
+
+
+def test_dead_groups_stay_out_of_the_model(small, monkeypatch):
+    """Prevents: passes for groups that push nothing; or a gradient, weight or ratio without them,
+    as if the batch were smaller."""
+    total = torch.tensor([[0.0, 1], [1, 1], [0, 0], [1, 0]])  # groups 1 and 2 are dead
+    names = ("total", "exact", "copied", "format")
+    scores = {name: total for name in names}
+    scores |= {"dead": grpo.dead(total), "keep": grpo.keep(total)}
+    monkeypatch.setattr(recode, "judge", lambda *_: scores)
+    config = settings(small, beta=0.0, prompts=4, group_size=2, updates=1, steps=1, lr=0.1)
+    found = []
+    for moving in ([0, 3], [0, 1, 2, 3]):
+        policy, state = recode.start(config)
+        state.optimizer = torch.optim.SGD(policy.model.parameters())  # AdamW would swell rounding
+        seen, logp = [], policy.logp
+        policy.logp = lambda *args, seen=seen, logp=logp: seen.extend(args[1]) or logp(*args)
+        if len(moving) == 4:
+            monkeypatch.setattr(recode, "shares", lambda *_: [([0, 1, 2, 3], [0, 1, 2, 3])])
+        (metrics,) = recode.train(config, policy, state)
+        assert seen == moving and metrics["ratio"] == pytest.approx(1)
+        found.append(torch.cat([p.flatten() for p in policy.model.parameters()]))
+    torch.testing.assert_close(*found, atol=1e-5, rtol=0)
+    everyone = [([0, 1, 2, 3], [0, 1, 2, 3])]
+    monkeypatch.undo()
+    adv = grpo.advantage(total)[..., None]
+    assert recode.shares(adv, config) == [([0, 1, 2, 3], [0, 3])]
+    assert recode.shares(adv, settings(small, updates=1)) == everyone  # the KL pulls at all
+    assert recode.shares(0 * adv, config) == everyone  # zeros move AdamW, nothing does not
 
 
 # ---------------------------------------------------------------- adapters and low precision
@@ -361,7 +413,8 @@ def test_in_bf16_the_first_ratio_is_one(small, more):
     config = settings(small, dtype="bfloat16", prompts=4, updates=1, pack_tokens=100, **more)
     policy, state = recode.start(config)
     rollout = recode.draw(policy, data.load(small["data"])[:4], config, state)
-    anew = recode.behaviour(policy, rollout, config)
+    adv = torch.ones(*rollout.length.shape, 1)
+    anew = recode.behaviour(policy, rollout, adv, config)
     for pack in packs(rollout, 100):
         logp = policy.logp(rollout, pack, 1.0)
         assert torch.equal(logp, anew.logp[pack])
@@ -369,7 +422,7 @@ def test_in_bf16_the_first_ratio_is_one(small, more):
     plain = settings(small)
     policy, state = recode.start(plain)
     rollout = recode.draw(policy, data.load(small["data"])[:2], plain, state)
-    assert recode.behaviour(policy, rollout, plain) is rollout
+    assert recode.behaviour(policy, rollout, adv[:2], plain) is rollout
 
 
 def test_checkpointing_changes_no_gradient(small):

@@ -404,6 +404,32 @@ def test_score_adds_up(rule, device):
     assert all(x.dtype == torch.float32 and x.device.type == device for x in result.values())
 
 
+@pytest.mark.parametrize("device", DEVICES)
+def test_em_copy_by_hand(device):
+    """A copy is paid like any other wrong answer, or a copy that is right like a lazy one."""
+    cases = {  # answer: (target, old code, EM_copy)
+        fenced("x = 1"): ("x = 1", "x = 0", 2),  # right
+        fenced("x = 2"): ("x = 1", "x = 0", 0),  # wrong, but an edit
+        fenced("x = 0  # same"): ("x = 1", "x = 0", -2),  # the old code; comments aside
+        fenced("x = 7"): ("x = 7", "x = 7", 2),  # nothing was to be done
+        fenced("x ="): ("x = 1", "x = 0", -2),
+        "x = 0": ("x = 1", "x = 0", -2),  # no code, so no copy either
+    }
+    targets, olds, expected = (list(column) for column in zip(*cases.values(), strict=True))
+    result = reward.score(list(cases), targets, "em_copy", device, olds)
+    assert result["correctness"].tolist() == expected
+    assert result["copied"].tolist() == [0, 0, 1, 1, 0, 0]
+    assert result["total"].tolist() == [3, 1, -1, 3, -1, -3]  # format +1, but -1 for "x = 0"
+    other = reward.score(list(cases), targets, "em_star", device, olds)
+    assert other["correctness"].tolist() == [2, -1.5, -1.5, 2, -2, -2]  # olds change no other rule
+
+
+def test_em_copy_wants_the_old_code():
+    """Without it no answer is a copy, and the reward is silently another one."""
+    with pytest.raises(ValueError, match="give old_codes"):
+        reward.score([fenced("x = 1")], ["x = 1"], "em_copy")
+
+
 def test_score_equals_the_parts_in_any_batch():
     """A cache that mixes rows up: the same completion stands against two targets."""
     completions = [fenced("a = 1"), fenced("b = 1"), fenced("a = 1"), "junk", fenced("a = 1")] * 2
@@ -436,6 +462,14 @@ def test_errors_of_the_data_are_named(rule):
         rule([fenced("x = 1")] * 2, ["x = 1", "y = ("])
     with pytest.raises(ValueError, match="2 completions for 1 targets"):
         rule([fenced("x = 1")] * 2, ["x = 1"])
+
+
+def test_errors_of_old_code_are_named():
+    """Old code that does not parse equals nothing, so that copies of it count as edits."""
+    with pytest.raises(ValueError, match=r"old code .*'y = \('"):
+        reward.score([fenced("x = 1")], ["x = 1"], "em_copy", old_codes=["y = ("])
+    with pytest.raises(ValueError, match="shorter"):
+        reward.score([fenced("x = 1")] * 2, ["x = 1"] * 2, "em_copy", old_codes=["x = 0"])
 
 
 def test_unknown_correctness_is_an_error():

@@ -7,6 +7,8 @@ import re
 import socket
 import subprocess
 import sys
+import tempfile
+import venv
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
@@ -616,6 +618,19 @@ def test_an_old_interpreter_is_named(tmp_path):
     old.chmod(0o755)
     verdict = run("pass", python=str(old))
     assert verdict == Verdict("could-not-run", f"{old} is Python 3.8: give one from 3.10 on")
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_an_interpreter_under_tmp(kind):
+    """Where the environment lies in /tmp, the sandbox's own /tmp hides it: nothing can be run."""
+    with tempfile.TemporaryDirectory(dir="/tmp") as folder:
+        python, beside = f"{folder}/env/bin/python", Path(folder, "beside")
+        venv.create(f"{folder}/env")
+        beside.write_text("")
+        code = f"import os, sys\nprint(sys.executable, os.path.exists('{beside}'))"
+        verdict = run(code, python=python, kind=kind)
+        seen = kind == "plain" and os.getuid() != 0  # bubblewrap shows the environment alone
+        assert verdict.output == f"{python} {seen}\n"
 
 
 def test_only_what_the_test_itself_lacks_could_not_run():
