@@ -263,6 +263,7 @@ def write(path: Path, text: str) -> None:
 PANELS = {
     "reward": "reward (mean, -3 to 3)",
     "exact": "exact match (share)",
+    "copied": "copies of the old code (share)",
     "dead": "dead groups (share)",
     "length": "length (tokens)",
     "clipfrac": "clipped tokens (share)",
