@@ -117,16 +117,19 @@ def is_empty(folder: Path) -> bool:
 def save(folder: Path, policy: Policy, state: State, keep: int = 2) -> None:
     """Write folder/checkpoint; keep the newest `keep`, this one included.
 
-    ValueError, and what was there stays, if weights are not finite or the disk is full.
+    Rank 0 writes, the others give it their shards. ValueError, and what was there stays, if weights
+    are not finite or the disk is full.
     """
+    weights = ranks.collect(policy.model.state_dict(keep_vars=True))
+    averages = ranks.collect(moments(policy.model, state.optimizer))
     if ranks.rank():
         return
-    if not all(torch.isfinite(p).all() for p in policy.model.parameters()):
+    if not all(torch.isfinite(p).all() for p in weights.values()):
         raise ValueError(f"step {state.step}: weights are not finite, not saved: lower --lr")
     fresh = folder / FRESH
     shutil.rmtree(fresh, ignore_errors=True)
     try:
-        write(fresh, policy, state)
+        write(fresh, policy, state, weights, averages)
     except (OSError, SafetensorError) as error:
         shutil.rmtree(fresh, ignore_errors=True)
         raise ValueError(
@@ -149,10 +152,10 @@ def promote(folder: Path) -> None:
     fresh.rename(last)
 
 
-def write(fresh: Path, policy: Policy, state: State) -> None:
+def write(fresh: Path, policy: Policy, state: State, weights: dict, averages: dict) -> None:
     """The files of a checkpoint, state.json last and at one stroke."""
-    policy.save(fresh)
-    save_file(moments(policy.model, state.optimizer), fresh / "optimizer.safetensors")
+    policy.save(fresh, weights)
+    save_file(averages, fresh / "optimizer.safetensors")
     save_file(state.random, fresh / "random.safetensors")
     counts = {name: getattr(state, name) for name in COUNTS} | {"seconds": state.elapsed()}
     counts["sha256"] = {path.name: checksum(path) for path in sorted(fresh.iterdir())}
@@ -267,5 +270,5 @@ def restore(checkpoint: Path, policy: Policy, state: State) -> None:
     for key, moment in kept.items():
         name, _, kind = key.rpartition("|")
         p = parameters[name]
-        state.optimizer.state[p][kind] = moment if kind == "step" else moment.to(p.device)
+        state.optimizer.state[p][kind] = moment if kind == "step" else ranks.like(moment, p)
     state.random = load_file(checkpoint / "random.safetensors")

@@ -77,6 +77,9 @@ class Config:
     dora: int = flag(0, "the same with DoRA adapters")
     alpha: float = flag(32.0, "adapters are scaled by alpha / rank")
     targets: str = flag("", "layers with adapters, as q_proj,v_proj (default: all but the head)")
+    shard: bool = flag(
+        False, "share all weights' gradients and optimizer among the ranks of torchrun"
+    )
     merge: bool = flag(False, "at the end also write RUN/merged, a model without adapters")
     # report
     save_every: int = flag(10, "steps between checkpoints, beside the one at the end")
@@ -142,7 +145,7 @@ PRESETS = {
 }
 # What --resume may change. Anything else would make one run of two.
 RESUMABLE = set(
-    "resume steps device threads pack_tokens checkpointing merge patience save_every keep "
+    "resume steps device threads pack_tokens checkpointing shard merge patience save_every keep "
     "eval_rows show_every tensorboard".split()
 )
 
@@ -178,6 +181,8 @@ def check(config: Config) -> None:
         raise ValueError(
             "--alpha, --targets and --merge are settings of adapters: give --lora or --dora too"
         )
+    if config.shard and (config.lora or config.dora):
+        raise ValueError("--shard is for training all weights: leave it away with --lora or --dora")
     if not config.dual_clip > 1 + config.clip_high:
         raise ValueError("--dual-clip must exceed 1 + --clip-high, else it cuts every bad token")
 

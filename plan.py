@@ -50,6 +50,7 @@ class Run:
     reference: bool = False  # beta > 0: without adapters the untrained model is a second copy
     graded: int = 64  # rows that grading answers at a time, once each
     cuda: bool = False
+    shards: int = 1  # ranks that share weights, gradients and averages while training
 
     @property
     def rank(self) -> int:
@@ -84,9 +85,9 @@ def estimate(model: PreTrainedModel, run: Run) -> Parts:
     adapted = [W for name, W in matrices.items() if not ends or f".{name}".endswith(ends)]
     linear, extra = sum(map(math.prod, sizes)), sum(map(run.adapter, adapted))
     base = sum(p.numel() for name, p in model.named_parameters() if "lora_" not in name)
-    trained = extra or base
+    trained = (extra or base) / run.shards
     low = run.element if run.rank else FULL  # bytes of a base weight
-    kept = {"weights": base * low, "adapters": extra * FULL}
+    kept = {"weights": base * low / run.shards, "adapters": extra * FULL}
     kept |= {"optimizer": 2 * trained * FULL}  # AdamW's two averages
     kept |= {"reference": base * FULL if run.reference and not run.rank else 0}
     # Autocast keeps a bf16 copy of every float32 matrix that trains, as long as it lasts.
@@ -104,6 +105,13 @@ def estimate(model: PreTrainedModel, run: Run) -> Parts:
     for phase, drawn in {"sampling": run, "grading": graded}.items():
         phases[phase] = kept | cast | merged | of_sampling(model.config, drawn)
     phases["training"] = kept | cast | gradients | pack
+    if run.shards > 1:  # all weights are whole while it samples, in a pass what is at work
+        for phase in ("sampling", "grading"):
+            phases[phase]["gathered weights"] = base * FULL
+        # embeddings and head, their gradients, and these on their way; or one less and two layers,
+        # the gradients of one, and these on their way
+        rest, layer = base - linear, linear / model.config.num_hidden_layers
+        phases["training"]["gathered weights"] = max(3 * rest, 2 * rest + 4 * layer) * FULL
     # on a GPU AdamW takes the roots of all second averages at once
     phases["step"] = kept | gradients | {"roots": trained * FULL if run.cuda else 0}
     return {
@@ -182,6 +190,7 @@ def widths(config: PretrainedConfig) -> tuple[int, int, int, int, int]:
 LOWER = {  # by part: what makes it smaller
     "float32 weights": "take a smaller --model",
     "weights": "take a smaller --model, or --lora with --dtype bfloat16",
+    "gathered weights": "take a smaller --model",
     "merged weights": "take a smaller --model, or --dtype bfloat16",
     "adapters": "lower the rank in --lora or --dora",
     "cache": "lower --prompts, --group-size or --max-new-tokens",

@@ -124,12 +124,12 @@ class Policy:
                 module.p = 0.0  # sampling and scoring must be the same function
         self.model.gradient_checkpointing_enable()
 
-    def save(self, folder: Path) -> None:
-        """The adapters alone if there are any, else the model; and the tokenizer."""
+    def save(self, folder: Path, weights: dict[str, Tensor]) -> None:
+        """The adapters alone if there are any, else the model with these weights; the tokenizer."""
         if self.adapted:
             lora.save(self.model, folder)
         else:
-            self.model.save_pretrained(folder)
+            self.model.save_pretrained(folder, state_dict=weights)
         self.tokenizer.save_pretrained(folder)
 
     def save_merged(self, folder: Path) -> None:

@@ -5,17 +5,24 @@ its share of the prompts, and sends its share of the groups through the model. I
 all rollouts, so that dead groups, refills and weights are those of the whole batch, and the summed
 gradients are what one process would have had. Rank 0 alone writes and prints.
 
-In one process nothing here does anything. Not here: models that do not fit one card.
+With --shard a rank holds only its rows of every weight, of its gradient and of AdamW's averages:
+torch's `fully_shard`, at the end of this file. A layer is whole while it computes, and all of them
+are while the ranks sample, each its own number of tokens. So the weights alone must fit one card.
+
+In one process nothing here does anything. Not here: models whose weights do not fit one card.
 """
 
 import os
 from collections import Counter
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 
 import torch
 import torch.distributed as dist
-from torch import Tensor
+from torch import Tensor, nn
+from torch.distributed.device_mesh import init_device_mesh
+from torch.distributed.fsdp import FSDPModule, fully_shard, register_fsdp_forward_method
+from torch.distributed.tensor import DTensor, distribute_tensor
 
 
 def begin(device: str) -> str:
@@ -73,7 +80,7 @@ def add(numbers: dict[str, float]) -> Counter:
 
 def add_gradients(weights: list[Tensor]) -> None:
     """Sum each weight's gradient over the ranks; one that a rank has not computed is 0."""
-    if world() == 1:
+    if world() == 1 or isinstance(weights[0], DTensor):  # a backward of `shard` has summed already
         return
     flat = torch.cat(
         [(torch.zeros_like(w) if w.grad is None else w.grad).flatten() for w in weights]
@@ -91,3 +98,68 @@ def agree(flag: bool) -> bool:
 def end() -> None:
     if dist.is_initialized():
         dist.destroy_process_group()
+
+
+# ------------------------------------------------------------------------------------------------
+# Shards: each rank holds its rows of every tensor
+# ------------------------------------------------------------------------------------------------
+
+
+def shard(model: nn.Module, score: Callable) -> Callable:
+    """Leave each rank its rows of every weight -> `score`, which runs the model, to be called so.
+
+    Gradients and what an optimizer keeps of them are then rows too. Every call of what is returned
+    waits for all ranks, and so does its backward, which sums the gradients: all must make as many.
+    """
+    mesh = init_device_mesh(model.device.type, (world(),))
+    layers = list(next(m for m in model.modules() if isinstance(m, nn.ModuleList)))
+    for module, before in zip([*layers, model], [layers[0], *layers], strict=True):
+        fully_shard(module, mesh=mesh)
+        module.set_gradient_divide_factor(1.0)  # a sum, where torch would take the mean,
+        module.set_force_sum_reduction_for_comms(True)  # which gloo does not know
+        # Left to itself, backward fetches in the order of all forwards since the last one, those of
+        # sampling included; they differ from rank to rank, and what one fetches all must send.
+        module.set_modules_to_backward_prefetch([before])
+    with torch.no_grad(), whole(model):  # what runs first has to be the model, not a layer of it
+        model(input_ids=torch.zeros(1, 1, dtype=torch.long, device=model.device))
+    model.score = score  # it enters the model by its parts, unseen but for this
+    register_fsdp_forward_method(model, "score")
+    return model.score
+
+
+@contextmanager
+def whole(model: nn.Module) -> Iterator[None]:
+    """Inside, all weights are here, and a forward waits for nobody; there is no backward."""
+    parts = [m for m in model.modules() if isinstance(m, FSDPModule)]
+    for part in parts:
+        part.set_reshard_after_forward(False, recurse=False)
+        part.unshard()
+    try:
+        yield
+    finally:
+        for part in parts:
+            part.set_reshard_after_forward(True, recurse=False)
+            part.reshard()
+
+
+def full(x: Tensor) -> Tensor:
+    """x with the rows of all ranks, which must all ask for it."""
+    return x.full_tensor() if isinstance(x, DTensor) else x
+
+
+def collect(tensors: dict[str, Tensor]) -> dict[str, Tensor]:
+    """On rank 0 the tensors with all their rows, those of shards on the CPU; elsewhere nothing."""
+    found: dict[Tensor, Tensor] = {}
+    for x in tensors.values():
+        if isinstance(x, DTensor) and x not in found:  # tied weights are one
+            rows = full(x)  # one at a time: all would not fit
+            found[x] = x if rank() else rows.cpu()
+    return {} if rank() else {name: found.get(x, x).detach() for name, x in tensors.items()}
+
+
+def like(x: Tensor, weight: Tensor) -> Tensor:
+    """x on the weight's device: its rows that this rank has of the weight, or all."""
+    x = x.to(weight.device)
+    if not isinstance(weight, DTensor):
+        return x
+    return distribute_tensor(x, weight.device_mesh, weight.placements, src_data_rank=None)

@@ -2,7 +2,7 @@
 
     python recode.py --algo grpo          trains the bundled policy on the bundled updates
 
-Left out: models that do not fit one GPU (several GPUs: `ranks.py`).
+Left out: models whose weights do not fit one GPU (several GPUs: `ranks.py`).
 
 One step is five verbs, and the loop in `train` says just them:
 
@@ -87,12 +87,12 @@ def train(config: Config, policy: Policy, state: State) -> Iterator[dict]:
             weight[groups] = algo.token_weight(rollout.mask[groups])
             still = ranks.share([b for b in groups if b not in moving])
             sums = Counter(ratio=weight[still].sum().item())  # theirs counts as 1
-            for pack in packs(rollout, config.pack_tokens, ranks.share(moving)):
+            for pack, own in passes(rollout, weight, moving, config):
                 # ---- loss
                 logp = policy.logp(rollout, pack, config.temperature)  # [b, G, T]
                 ref_logp = reference and reference.base_logp(rollout, pack, config.temperature)
                 loss, info = algo.loss(
-                    logp, rollout.logp[pack], adv[pack], weight[pack], ref_logp=ref_logp, **knobs
+                    logp, rollout.logp[pack], adv[pack], own, ref_logp=ref_logp, **knobs
                 )
                 loss.backward()
                 sums.update(loss=loss.item(), **info)
@@ -113,9 +113,9 @@ def finetune(config: Config, policy: Policy, state: State) -> Iterator[dict]:
         log, examples = report.Log(), list(itertools.islice(stream, config.prompts))
         answers = policy.imitate(examples, max_new_tokens=config.max_new_tokens)  # G = 1
         weight, sums = dapo.token_weight(answers.mask), Counter()  # [B, 1, T], token mean
-        for pack in packs(answers, config.pack_tokens, ranks.share(range(len(examples)))):
+        for pack, own in passes(answers, weight, list(range(len(examples))), config):
             logp = policy.logp(answers, pack)  # [b, 1, T]
-            loss = -(weight[pack] * logp).sum()  # NLL = -logp, so we negate
+            loss = -(own * logp).sum()  # NLL = -logp, so we negate
             loss.backward()
             sums.update(loss=loss.item())
         sums = ranks.add(sums)
@@ -136,7 +136,7 @@ def update(policy: Policy, state: State, config: Config, loss: float) -> tuple[f
         group["lr"] = config.lr * rate
     weights = state.optimizer.param_groups[0]["params"]
     ranks.add_gradients(weights)
-    norm = torch.nn.utils.clip_grad_norm_(weights, config.max_grad_norm).item()
+    norm = ranks.full(torch.nn.utils.clip_grad_norm_(weights, config.max_grad_norm)).item()
     skip = not (math.isfinite(norm) and math.isfinite(loss))
     if skip:
         state.skipped += 1
@@ -187,14 +187,15 @@ def endless(config: Config, drawn: int) -> Iterator[data.Example]:
 def draw(policy: Policy, examples: list[data.Example], config: Config, state: State) -> Rollout:
     """G completions of each example's prompt, as the config says; each rank samples its share."""
     mine = ranks.share(range(len(examples)))
-    rollout = policy.sample(
-        policy.prompts(examples),
-        group_size=config.group_size,
-        max_new_tokens=config.max_new_tokens,
-        temperature=config.temperature,
-        generator=state.generator,
-        only=mine,
-    )
+    with ranks.whole(policy.model):
+        rollout = policy.sample(
+            policy.prompts(examples),
+            group_size=config.group_size,
+            max_new_tokens=config.max_new_tokens,
+            temperature=config.temperature,
+            generator=state.generator,
+            only=mine,
+        )
     return rollout if ranks.world() == 1 else join(ranks.gather(rollout.groups()))
 
 
@@ -236,10 +237,25 @@ def behaviour(policy: Policy, rollout: Rollout, adv: Tensor, config: Config) -> 
     if policy.dtype == torch.float32:
         return rollout
     logp = torch.zeros_like(rollout.logp)
-    for _, moving in shares(adv, config):
-        for pack in packs(rollout, config.pack_tokens, ranks.share(moving)):
-            logp[pack] = policy.logp(rollout, pack, config.temperature)
+    with ranks.whole(policy.model):
+        for _, moving in shares(adv, config):
+            for pack in packs(rollout, config.pack_tokens, ranks.share(moving)):
+                logp[pack] = policy.logp(rollout, pack, config.temperature)
     return replace(rollout, logp=logp)
+
+
+def passes(
+    rollout: Rollout, weight: Tensor, groups: list[int], config: Config
+) -> Iterator[tuple[list[int], Tensor]]:
+    """This rank's packs of these groups, each with the weight of its tokens [b, G, T].
+
+    With --shard all ranks make each pass together: one with fewer packs goes along with a group of
+    weight 0.
+    """
+    mine = packs(rollout, config.pack_tokens, ranks.share(groups))
+    idle = max(ranks.gather([len(mine)])) - len(mine) if config.shard else 0
+    yield from ((pack, weight[pack]) for pack in mine)
+    yield from [(groups[:1], torch.zeros_like(weight[groups[:1]]))] * idle
 
 
 def shares(adv: Tensor, config: Config) -> list[tuple[list[int], list[int]]]:
@@ -264,6 +280,8 @@ def shares(adv: Tensor, config: Config) -> list[tuple[list[int], list[int]]]:
 
 def start(config: Config) -> tuple[Policy, State]:
     """The policy and a fresh state, or those of the checkpoint that the run goes on from."""
+    if config.shard and ranks.world() == 1:
+        raise ValueError("--shard needs ranks to share among: start torchrun, or give --no-shard")
     device = ranks.begin(machine.chosen_device(config.device))
     planned(config, device)
     with ranks.in_turn():
@@ -277,6 +295,8 @@ def start(config: Config) -> tuple[Policy, State]:
         policy.adapt(lora.Adapter(rank, config.alpha, dora=dora, targets=targets), generator)
     if config.checkpointing:
         policy.checkpoint_activations()
+    if config.shard:
+        policy.logp = ranks.shard(policy.model, policy.logp)
     weights = [p for p in policy.model.parameters() if p.requires_grad]
     optimizer = torch.optim.AdamW(weights, lr=config.lr, weight_decay=config.weight_decay)
     state = State(optimizer, generator)
@@ -299,6 +319,7 @@ def planned(config: Config, device: str) -> None:
         reference=config.with_kl,
         graded=evaluate.ROWS,
         cuda=device.startswith("cuda"),
+        shards=ranks.world() if config.shard else 1,
     )
     parts, free = plan.estimate(model, run), plan.available(device)
     plan.check(parts, free)
@@ -327,10 +348,11 @@ def run(config: Config) -> None:
         # First what --resume asks for: a kill in between must not leave a folder that is neither.
         report.write(folder / "config.json", json.dumps(config.record(), indent=1) + "\n")
         report.rewind(folder, state.step)
-        if state.step == 0 and not ranks.rank():
+        if state.step == 0:
             # A full disk shows now, and whatever ends the run leaves a checkpoint.
             checkpoint.save(folder, policy, state, config.keep)
-            checkpoint.check_room(folder, policy, config.keep)
+            if not ranks.rank():
+                checkpoint.check_room(folder, policy, config.keep)
         print(f"{config.algo} on {policy.model.device} (threads: {config.threads}) in {folder}")
         print(machine.crowded(), end="")
         before = graded_base(config, policy, state, folder)
@@ -345,7 +367,8 @@ def graded_base(config: Config, policy: Policy, state: State, folder: Path) -> e
     if kept:
         return kept
     base = policy if state.step == 0 else load(config.model, policy.model.device, policy.dtype)
-    before = evaluate.report(base, rows, config.max_new_tokens, "grading before")
+    with ranks.whole(base.model):
+        before = evaluate.report(base, rows, config.max_new_tokens, "grading before")
     report.write(file, evaluate.lines(before))
     return before
 
@@ -359,6 +382,7 @@ def loop(
         report.progress(config.algo, config.steps, state.step) as bar,
         machine.patient() as signals,
     ):
+        agreed = not config.shard  # a save of shards needs all ranks
         try:
             for metrics in verb(config, policy, state):
                 metrics_file.append({"step": state.step} | metrics)
@@ -369,11 +393,13 @@ def loop(
                 if state.skipped >= SKIPS:
                     raise ValueError(f"stopped at step {state.step}: {DIVERGED}")
                 if ranks.agree(bool(signals)):
+                    agreed = True
                     raise KeyboardInterrupt
                 if state.step % config.save_every == 0 and state.step < config.steps:
                     checkpoint.save(folder, policy, state, config.keep)
+            agreed = True
         finally:
-            if state.whole and state.skipped < SKIPS:
+            if agreed and state.whole and state.skipped < SKIPS:
                 checkpoint.save(folder, policy, state, config.keep)
 
 
@@ -410,7 +436,8 @@ def finish(
 ) -> None:
     """Grade the trained policy; write its answers, samples.md and curves.png, last the grades."""
     rows = evaluate.chosen(config.data, config.eval_rows)
-    after = evaluate.report(policy, rows, config.max_new_tokens, "grading after")
+    with ranks.whole(policy.model):
+        after = evaluate.report(policy, rows, config.max_new_tokens, "grading after")
     if config.merge and not ranks.rank():
         policy.save_merged(folder / "merged")
     report.write(folder / "after.jsonl", evaluate.lines(after))
