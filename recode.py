@@ -52,7 +52,7 @@ import reward as rewards
 from checkpoint import State
 from config import Config
 from policy import Policy, load, outline
-from rollout import Rollout, join, packs
+from rollout import Rollout, check_model, join, packs
 
 # ------------------------------------------------------------------------------------------------
 # The loop
@@ -194,9 +194,10 @@ def draw(policy: Policy, examples: list[data.Example], config: Config, state: St
             max_new_tokens=config.max_new_tokens,
             temperature=config.temperature,
             generator=state.generator,
-            only=mine,
+            only=mine or [0],  # without a share: along with the others, to draw as many numbers
         )
-    return rollout if ranks.world() == 1 else join(ranks.gather(rollout.groups()))
+    groups = rollout.groups()[: len(mine)]
+    return rollout if ranks.world() == 1 else join(ranks.gather(groups))
 
 
 def judge(
@@ -296,6 +297,7 @@ def start(config: Config) -> tuple[Policy, State]:
     if config.checkpointing:
         policy.checkpoint_activations()
     if config.shard:
+        check_model(policy.model, length=1)  # once, and while its weights are whole
         policy.logp = ranks.shard(policy.model, policy.logp)
     weights = [p for p in policy.model.parameters() if p.requires_grad]
     optimizer = torch.optim.AdamW(weights, lr=config.lr, weight_decay=config.weight_decay)
