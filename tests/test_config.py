@@ -44,6 +44,7 @@ ROOT = Path(__file__).parent.parent
         ({"scale": 1}, "--scale is 1: give a value of type bool"),
         ({"algo": "dapo", "clip": 0.3}, "--clip is a setting of grpo: leave it away"),
         ({"algo": "sft", "group_size": 4}, "--group-size is a setting of grpo and dapo"),
+        ({"shard": True, "lora": 4}, "leave it away with --lora"),
         ({"live": "reward"}, "--live is a setting of dapo: leave it away with --algo grpo"),
     ],
 )

@@ -198,6 +198,23 @@ def test_weights_by_hand():
     assert few == pytest.approx(4 * (4 * 2 * (128 + 96)) / 1e9)  # q is 64 x 64, v is 32 x 64
 
 
+def test_shards_by_hand():
+    """A plan of whole gradients would refuse what fits, one of shards alone would let it sample."""
+    model = skeleton(LlamaConfig(**SHAPE, vocab_size=100))
+    # a layer's matrices as above; without biases; embeddings and head
+    layer, rest = 2 * 64 * 64 + 2 * 32 * 64 + 3 * 160 * 64, 9 * 64 + 2 * 100 * 64
+    W = 4 * 4 * layer + 4 * rest  # bytes of all weights
+    found = plan.estimate(model, Run(shards=4))
+    for phase, parts in {
+        "step": {"weights": W / 4, "gradients": W / 4, "optimizer": W / 2},
+        "sampling": {"weights": W / 4, "gathered weights": W, "optimizer": W / 2},
+        "training": {"weights": W / 4, "gathered weights": 4 * (2 * rest + 4 * layer)},
+    }.items():
+        assert {name: found[phase][name] for name in parts} == pytest.approx(
+            {name: size / 1e9 for name, size in parts.items()}
+        )
+
+
 @pytest.mark.parametrize("new, room", [(2, 1), (3, 64), (65, 64), (66, 128), (1024, 1024)])
 def test_cache_has_the_rooms_of_attention(new, room):
     """A cache planned by the tokens, not by the buffer that doubles, would be half of it."""

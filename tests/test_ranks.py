@@ -11,8 +11,9 @@ from pathlib import Path
 
 import pytest
 import torch
-from conftest import short_rows
+from conftest import settings, short_rows
 from safetensors.torch import load_file
+from transformers import AutoModelForCausalLM
 
 import ranks
 import recode
@@ -23,6 +24,7 @@ ROOT = Path(__file__).parent.parent
 # Every setting of a run by its algorithm; three prompts for two ranks, and updates of few groups.
 OWN = {"grpo": {"group_size": 4, "updates": 1}, "sft": {}}
 OWN["dapo"] = OWN["grpo"] | {"max_refills": 1}
+PAIRS = [("grpo", "ranks"), ("dapo", "ranks"), ("sft", "ranks"), ("grpo", "shards")]
 SCRIPT = """
 import json, sys
 import recode
@@ -30,45 +32,72 @@ from config import Config
 for settings in json.loads(sys.argv[1]):
     recode.run(Config(**settings))
 """
+# As if a run of two steps had been killed after its first one; then what each rank holds of it.
+AGAIN = """
+import pathlib, checkpoint, config, ranks
+folder = pathlib.Path(settings["out"])
+if not ranks.rank():
+    (folder / "checkpoint").rename(folder / "uninterrupted")
+ranks.dist.barrier()
+config = config.parse(["--resume", str(folder)])
+policy, state = recode.start(config)
+list(recode.finetune(config, policy, state))
+checkpoint.save(folder, policy, state)
+held = [[p, *(state.optimizer.state[p][m] for m in checkpoint.MOMENTS[1:])]
+        for p in policy.model.parameters()]
+count = [sum(x.to_local().numel() for x in kind) for kind in zip(*held)]
+(folder / f"held-{ranks.rank()}").write_text(json.dumps(count))
+"""
 
 
-@pytest.fixture
-def runs(tmp_path):
-    """The settings of a run of each algorithm, and their folders by the number of ranks."""
-    file = tmp_path / "rows.jsonl"
-    file.write_text("".join(json.dumps(asdict(e)) + "\n" for e in short_rows()))
-    common = dict(data=str(file), steps=1, prompts=3, max_new_tokens=128, eval_rows=1, threads=1)
-    common |= {"device": "cpu"}
-
-    def settings(algo: str, count: int) -> dict:
-        return common | OWN[algo] | {"algo": algo, "out": str(tmp_path / f"{algo}-{count}")}
-
-    return settings
+def run_of(folder: Path, algo: str, how: str, **more) -> dict:
+    """The settings of a run with one process, two, or two and their shards; folder has the rows."""
+    common = dict(data=str(folder / "rows.jsonl"), steps=1, prompts=3, max_new_tokens=128)
+    common |= dict(eval_rows=1, threads=1, device="cpu", pack_tokens=1)  # each group its own pack
+    own = {"algo": algo, "out": str(folder / f"{algo}-{how}"), "shard": how == "shards"}
+    return common | OWN[algo] | own | more
 
 
-def torchrun(tmp_path: Path, settings: list[dict], **how) -> subprocess.Popen:
-    script = tmp_path / "two.py"
-    script.write_text(SCRIPT)
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory):
+    """Of all runs here, with their rows."""
+    folder = tmp_path_factory.mktemp("ranks")
+    rows = "".join(json.dumps(asdict(e)) + "\n" for e in short_rows())
+    (folder / "rows.jsonl").write_text(rows)
+    return folder
+
+
+@pytest.fixture(scope="module")
+def ended(folder, tiny):
+    """The folder with the runs of PAIRS and of one process, and one of shards that went on."""
+    jobs = [run_of(folder, *pair) for pair in PAIRS]
+    jobs += [run_of(folder, "sft", "shards", model=str(tiny), steps=2, save_every=1)]
+    both = torchrun(folder, jobs, SCRIPT + AGAIN)
+    for algo in OWN:
+        assert recode.main(Config(**run_of(folder, algo, "alone"))) == 0
+    shown = both.communicate(timeout=300)[0]
+    assert both.returncode == 0, shown
+    return folder
+
+
+def torchrun(folder: Path, settings: list[dict], code: str = SCRIPT, **how) -> subprocess.Popen:
+    script = folder / "two.py"
+    script.write_text(code)
     command = [sys.executable, "-m", "torch.distributed.run", "--standalone"]
     command += ["--nproc-per-node", "2", str(script), json.dumps(settings)]
     env = os.environ | {"PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1"}
     pipes = dict(stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True)
-    return subprocess.Popen(command, cwd=tmp_path, env=env, **pipes, **how)
+    return subprocess.Popen(command, cwd=folder, env=env, **pipes, **how)
 
 
-def test_two_ranks_are_one_run(tmp_path, runs):
+def test_two_ranks_are_one_run(ended):
     """Prevents: means of means over the ranks, other samples, or a rank that waits for ever when it
-    has no live group."""
-    both = torchrun(tmp_path, [runs(algo, 2) for algo in OWN])
-    for algo in OWN:
-        assert recode.main(Config(**runs(algo, 1))) == 0
-    shown = both.communicate(timeout=300)[0]
-    assert both.returncode == 0, shown
-    for algo in OWN:
-        one, two = (Path(runs(algo, count)["out"]) for count in (1, 2))
+    has no live group or no row to grade, or fewer packs than another; with shards too."""
+    for algo, how in PAIRS:
+        one, two = (ended / f"{algo}-{x}" for x in ("alone", how))
         for a, b in zip(report.history(one), report.history(two), strict=True):
             for name in a.keys() - {"seconds", "tokens_per_s"}:
-                assert a[name] == pytest.approx(b[name], rel=1e-4, abs=1e-6), (algo, name)
+                assert a[name] == pytest.approx(b[name], rel=1e-4, abs=1e-6), (algo, how, name)
         # After one update AdamW's first moment is a tenth of the gradient. Not the weights: where a
         # gradient is nearly 0 its sign decides, and AdamW makes a whole step of it.
         moments, shared = (
@@ -78,13 +107,71 @@ def test_two_ranks_are_one_run(tmp_path, runs):
             torch.testing.assert_close(10 * moments[name], 10 * shared[name], atol=1e-6, rtol=0)
         texts = [(f / "before.jsonl").read_text() for f in (one, two)]
         assert texts[0] == texts[1] and (two / "curves.png").stat().st_size > 1000
-    assert any(row["grad_norm"] > 0.01 for row in report.history(Path(runs("grpo", 2)["out"])))
+    assert any(row["grad_norm"] > 0.01 for row in report.history(ended / "grpo-ranks"))
 
 
-def test_ctrl_c_ends_all_ranks(tmp_path, runs):
+def test_a_killed_run_of_shards_goes_on(ended):
+    """Prevents: another run after --resume, moments of the wrong rows, or a rank that holds all."""
+    folder = ended / "sft-shards"
+    for name in ("model", "optimizer", "random"):
+        first, again = (
+            load_file(folder / kept / f"{name}.safetensors")
+            for kept in ("uninterrupted", "checkpoint")
+        )
+        assert first.keys() == again.keys()
+        assert all(torch.equal(first[key], again[key]) for key in first), name
+    model = AutoModelForCausalLM.from_pretrained(folder / "checkpoint")
+    total = sum(p.numel() for p in model.parameters())
+    of_ranks = (json.loads((folder / f"held-{r}").read_text()) for r in (0, 1))
+    for held in zip(*of_ranks, strict=True):  # weights, then each average
+        assert sum(held) == total and max(held) < 0.6 * total
+
+
+def test_one_rank_that_fails_does_not_wait_to_save(small, monkeypatch):
+    """Prevents: an error on one rank that shows after the time limit of the save that it began."""
+    config = settings(small)
+    policy, state = recode.start(config)
+    saved = []
+    monkeypatch.setattr(recode.checkpoint, "save", lambda *args: saved.append(1))
+
+    def failing(config, policy, state):
+        raise MemoryError
+        yield
+
+    monkeypatch.setattr(recode, "train", failing)
+    for config.shard in (False, True):
+        with pytest.raises(MemoryError):
+            recode.loop(config, policy, state, Path(small["out"]), None)
+        assert saved == [1]
+
+
+def test_a_rank_without_a_prompt_draws_along(small, monkeypatch):
+    """Prevents: a traceback where a refill has fewer prompts than there are ranks, or random
+    numbers that are no longer the same on all of them."""
+    config = settings(small)
+    policy, state = recode.start(config)
+    rows, shares, after = recode.data.load(config.data)[:1], [], []
+    monkeypatch.setenv("WORLD_SIZE", "2")
+    monkeypatch.setattr(ranks, "gather", lambda mine: shares.append(mine) or shares[0])
+    for number in range(2):
+        monkeypatch.setenv("RANK", str(number))
+        state.set_generators()
+        rollout = recode.draw(policy, rows, config, state)
+        assert len(rollout.prompts) == 1
+        after.append(state.generator.get_state())
+    assert [len(mine) for mine in shares] == [1, 0] and torch.equal(*after)
+
+
+def test_shards_need_ranks(small):
+    """Prevents: --shard in one process, which would end in a traceback from torch.distributed."""
+    with pytest.raises(ValueError, match="start torchrun, or give --no-shard"):
+        recode.start(settings(small, shard=True))
+
+
+def test_ctrl_c_ends_all_ranks(folder):
     """Prevents: a rank that waits for ever for one that has gone."""
-    config = runs("sft", 2) | {"steps": 10_000}
-    both = torchrun(tmp_path, [config], start_new_session=True)
+    config = run_of(folder, "sft", "stopped", steps=10_000)
+    both = torchrun(folder, [config], start_new_session=True)
     metrics = Path(config["out"], "metrics.jsonl")
     end = time.time() + 240
     while time.time() < end and not (metrics.exists() and metrics.read_text().count("\n") > 1):
