@@ -7,7 +7,9 @@ gradients are what one process would have had. Rank 0 alone writes and prints.
 
 With --shard a rank holds only its rows of every weight, of its gradient and of AdamW's averages:
 torch's `fully_shard`, at the end of this file. A layer is whole while it computes, and all of them
-are while the ranks sample, each its own number of tokens. So the weights alone must fit one card.
+are while the ranks sample or grade, each its own number of tokens: so the weights must fit one
+card. Of the 16 bytes a weight (4 for it, its gradient and each average) a rank of W holds 16 / W in
+training and 4 + 12 / W in sampling, beside a layer at work. The reference of the KL stays whole.
 
 In one process nothing here does anything. Not here: models whose weights do not fit one card.
 """
