@@ -124,8 +124,9 @@ class Policy:
                 module.p = 0.0  # sampling and scoring must be the same function
         self.model.gradient_checkpointing_enable()
 
-    def save(self, folder: Path, weights: dict[str, Tensor]) -> None:
-        """The adapters alone if there are any, else the model with these weights; the tokenizer."""
+    def save(self, folder: Path, weights: dict[str, Tensor] | None = None) -> None:
+        """The adapters alone if there are any, else the model (with these weights, where its own
+        are shards); and the tokenizer."""
         if self.adapted:
             lora.save(self.model, folder)
         else:
