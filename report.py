@@ -278,7 +278,7 @@ def curves(path: Path, steps: list[dict]) -> None:
     import matplotlib
 
     matplotlib.use("Agg")
-    from matplotlib import pyplot
+    from matplotlib import pyplot, ticker
 
     names = [n for n in PANELS if any(m.get(n) for m in steps)]  # not what was never measured
     figure, axes = pyplot.subplots(
@@ -291,6 +291,7 @@ def curves(path: Path, steps: list[dict]) -> None:
         values = [math.nan if m.get(name) is None else m[name] for m in steps]
         axis.plot([m["step"] for m in steps], values, linewidth=1.2)
         axis.set_title(PANELS[name], fontsize=10)
+        axis.xaxis.set_major_locator(ticker.MaxNLocator(integer=True))
         axis.grid(alpha=0.3)
         axis.spines[["top", "right"]].set_visible(False)
     figure.supxlabel("step", fontsize=10)

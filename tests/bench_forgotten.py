@@ -4,7 +4,7 @@
 
 Every model reads the 164 problems of HumanEval as plain text, a signature with its docstring, and
 is asked how likely it finds the reference solution behind it: -log p, mean over all tokens, and its
-difference to the first model with a standard error over problems. No sampling, no noise.
+difference to the first model with a standard error over problems. No sampling; bf16 products.
 """
 
 import sys
@@ -22,7 +22,7 @@ from rollout import packs, written  # noqa: E402
 @torch.no_grad()
 def surprise(name: str, rows: list[dict]) -> tuple[torch.Tensor, torch.Tensor]:
     """-log p of each solution, and its tokens: [N], [N]."""
-    policy = load(name, "cpu")
+    policy = load(name, "cpu", torch.bfloat16)
     ask = [policy.tokenizer.encode(row["prompt"]) for row in rows]
     said = [policy.tokenizer.encode(row["canonical_solution"]) for row in rows]
     texts = written(ask, [[ids] for ids in said], policy.pad_id, "cpu")

@@ -258,8 +258,20 @@ def test_a_used_run_folder_is_not_overwritten(small):
 # ---------------------------------------------------------------- signals
 
 
+@pytest.fixture
+def terminal():
+    """Signals as a terminal's process has them: under nohup or in a script's background the tests
+    would inherit that they are ignored."""
+    kept = {number: signal.getsignal(number) for number in machine.POLITE}
+    for number in kept:
+        signal.signal(number, signal.default_int_handler)
+    yield
+    for number, handler in kept.items():
+        signal.signal(number, handler)
+
+
 @pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM, signal.SIGHUP])
-def test_a_signal_waits_for_the_end_of_the_step(small, monkeypatch, number):
+def test_a_signal_waits_for_the_end_of_the_step(small, monkeypatch, number, terminal):
     """Prevents: half a step in the checkpoint, which no resumed run can make whole."""
     real, calls = recode.update, []
 
@@ -282,7 +294,7 @@ def test_a_signal_waits_for_the_end_of_the_step(small, monkeypatch, number):
     assert outcome(Path(small["out"])) == outcome(whole)
 
 
-def test_a_second_signal_does_not_wait_and_saves_no_half_step(small, monkeypatch):
+def test_a_second_signal_does_not_wait_and_saves_no_half_step(small, monkeypatch, terminal):
     """Prevents: Ctrl-C that hangs for minutes; or one that saves weights between two updates."""
     calls, real = [], recode.update
 
