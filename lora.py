@@ -154,6 +154,11 @@ def linear(model: PreTrainedModel) -> dict[str, nn.Linear]:
     return {name: m for name, m in found if m.weight is not tied}
 
 
+def targets_of(text: str) -> tuple[str, ...]:
+    """The targets in a flag: "q_proj,v_proj" -> ("q_proj", "v_proj"); "" -> (), all."""
+    return tuple(filter(None, text.split(",")))
+
+
 def chosen(model: PreTrainedModel, targets: tuple[str, ...]) -> set[str]:
     """Names of the linear layers that end with a target, as in PEFT: whole parts of a name."""
     found, head = linear(model), model.get_output_embeddings()

@@ -24,6 +24,7 @@ import torch
 from torch import nn
 from transformers import AutoConfig, AutoModelForCausalLM, PretrainedConfig, PreTrainedModel
 
+import lora
 import rollout
 
 Parts = dict[str, dict[str, float]]  # phase -> part -> GB
@@ -81,8 +82,8 @@ def estimate(model: PreTrainedModel, run: Run) -> Parts:
     head = model.get_output_embeddings().weight
     matrices = {n: m.weight for n, m in model.named_modules() if isinstance(m, nn.Linear)}
     matrices = {name: W.shape for name, W in matrices.items() if W is not head}
-    sizes, ends = matrices.values(), tuple(f".{end}" for end in run.targets.split(",") if end)
-    adapted = [W for name, W in matrices.items() if not ends or f".{name}".endswith(ends)]
+    sizes = matrices.values()
+    adapted = [matrices[name] for name in lora.chosen(model, lora.targets_of(run.targets))]
     linear, extra = sum(map(math.prod, sizes)), sum(map(run.adapter, adapted))
     base = sum(p.numel() for name, p in model.named_parameters() if "lora_" not in name)
     trained = (extra or base) / run.shards

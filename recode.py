@@ -292,7 +292,7 @@ def start(config: Config) -> tuple[Policy, State]:
     generator = torch.Generator().manual_seed(config.seed)
     if (config.lora or config.dora) and not policy.adapted:
         rank, dora = config.lora or config.dora, bool(config.dora)
-        targets = tuple(filter(None, config.targets.split(",")))
+        targets = lora.targets_of(config.targets)
         policy.adapt(lora.Adapter(rank, config.alpha, dora=dora, targets=targets), generator)
     if config.checkpointing:
         policy.checkpoint_activations()

@@ -81,7 +81,7 @@ class Trainer:
         self.model = AutoModelForCausalLM.from_config(CONFIGS[kind](V)).eval()
         if run.rank:
             self.model.to(getattr(torch, run.dtype))
-            targets = tuple(filter(None, run.targets.split(",")))
+            targets = lora.targets_of(run.targets)
             adapter = lora.Adapter(run.rank, dora=bool(run.dora), targets=targets)
             lora.attach(self.model, adapter, torch.Generator().manual_seed(1))
         if run.checkpointing:
