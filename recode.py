@@ -30,7 +30,7 @@ import sys
 import time
 from collections import Counter
 from collections.abc import Iterator
-from dataclasses import fields, replace
+from dataclasses import replace
 from pathlib import Path
 
 import torch
@@ -45,13 +45,12 @@ import evaluate
 import grpo
 import lora
 import machine
-import plan
 import ranks
 import report
 import reward as rewards
 from checkpoint import State
 from config import Config
-from policy import Policy, load, outline
+from policy import Policy, load
 from rollout import Rollout, check_model, join, packs
 
 # ------------------------------------------------------------------------------------------------
@@ -284,7 +283,6 @@ def start(config: Config) -> tuple[Policy, State]:
     if config.shard and ranks.world() == 1:
         raise ValueError("--shard needs ranks to share among: start torchrun, or give --no-shard")
     device = ranks.begin(machine.chosen_device(config.device))
-    planned(config, device)
     with ranks.in_turn():
         kept = checkpoint.newest(Path(config.resume)) if config.resume else None
     policy = load(str(kept) if kept else config.model, device, getattr(torch, config.dtype))
@@ -306,26 +304,6 @@ def start(config: Config) -> tuple[Policy, State]:
     if kept:
         checkpoint.restore(kept, policy, state)
     return policy, state
-
-
-def planned(config: Config, device: str) -> None:
-    """Print how much memory the run will need; ValueError if this machine has not so much."""
-    model, tokenizer = outline(config.model)
-    rows = data.load(config.data, "train")
-    rows = sorted(rows, key=lambda row: len(row.update_info + row.old_code))[-8:]
-    same = {f.name: getattr(config, f.name) for f in fields(plan.Run) if hasattr(config, f.name)}
-    same |= {"group_size": 1} if config.algo == "sft" else {}
-    run = plan.Run(
-        **same,
-        prompt=max(len(data.prompt(row, tokenizer)) for row in rows),
-        reference=config.with_kl,
-        graded=evaluate.ROWS,
-        cuda=device.startswith("cuda"),
-        shards=ranks.world() if config.shard else 1,
-    )
-    parts, free = plan.estimate(model, run), plan.available(device)
-    plan.check(parts, free)
-    print(plan.table(parts, free))
 
 
 def run(config: Config) -> None:
