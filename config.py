@@ -75,7 +75,9 @@ class Config:
     max_grad_norm: float = flag(1.0, "longer gradients are scaled down to this norm")
     # weights
     dtype: str = flag(
-        "float32", "of matrix products, and of a base under adapters", ("float32", "bfloat16")
+        "auto",
+        "of matrix products, and of a base under adapters; auto takes the faster one here",
+        ("auto", "float32", "bfloat16"),
     )
     lora: int = flag(0, "rank of LoRA adapters on every linear layer, 0 trains all weights")
     dora: int = flag(0, "the same with DoRA adapters")
@@ -149,8 +151,8 @@ PRESETS = {
 }
 # What --resume may change. Anything else would make one run of two.
 RESUMABLE = set(
-    "resume steps device threads pack_tokens checkpointing shard merge patience save_every keep "
-    "eval_rows show_every tensorboard".split()
+    "resume steps device threads dtype pack_tokens checkpointing shard merge patience save_every "
+    "keep eval_rows show_every tensorboard".split()
 )
 
 
@@ -282,6 +284,7 @@ def resumed(given: dict) -> Config:
         config = Config(**kept | given | {"out": given["resume"]})
         if not config.record().keys() <= kept.keys():
             raise TypeError
+        check_dtype(kept, given)
         return config
     except (TypeError, UnicodeDecodeError, json.JSONDecodeError):
         raise ValueError(
@@ -289,3 +292,16 @@ def resumed(given: dict) -> Config:
         ) from None
     except ValueError as error:
         raise ValueError(f"{file}: {error}") from None
+
+
+def check_dtype(kept: dict, given: dict) -> None:
+    """Say that a run goes on in another dtype; ValueError where its own weights would change."""
+    before, now = kept.get("dtype"), given.get("dtype", kept.get("dtype"))
+    if before == now:
+        return
+    loaded = Path(kept.get("model") or ".", "adapter_config.json").is_file()
+    if not (kept.get("lora") or kept.get("dora") or loaded):
+        raise ValueError(
+            f"the run trains all weights in {before}: --dtype may change under adapters alone"
+        )
+    print(f"this run went on in {before} so far, and from here on with --dtype {now}")

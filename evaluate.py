@@ -171,6 +171,7 @@ def row_fault(example: data.Example, prompt: int, policy: Policy, new: int) -> s
     return ""
 
 
+DTYPES = ("auto", "float32", "bfloat16")
 WORTH = ("format", "exact", "em", "es", "copied")
 
 
@@ -226,7 +227,7 @@ def updates(options: argparse.Namespace) -> str:
     if options.answers:
         graded = answered(options.answers, rows)
     else:
-        policy = load(options.model, options.device, getattr(torch, options.dtype))
+        policy = load(options.model, options.device, options.dtype)
         graded = report(policy, rows, options.max_new_tokens, "greedy answers")
     keep(graded, options.out)  # now: to run them takes long, and may be stopped
     tables = [breakdown(graded)]
@@ -348,7 +349,8 @@ def benchmark(options: argparse.Namespace) -> str:
     else:
         judged, least = items, options.n
         passk.numbers(options.k, least)
-        policy = load(options.model, options.device, getattr(torch, options.dtype))
+        policy = load(options.model, options.device, options.dtype)
+        options.dtype = str(policy.dtype)[6:]  # not "auto": another machine may choose otherwise
         names = ("model", "n", "temperature", "top_p", "max_new_tokens", "seed", "dtype")
         source = {name: getattr(options, name) for name in names}
 
@@ -390,7 +392,7 @@ def parser() -> argparse.ArgumentParser:
         flag("--max-new-tokens", type=int, default=384 if own else 512, help="longest answer")
         flag("--seed", type=int, default=0, help="of sampling")
         flag("--device", default="cuda" if torch.cuda.is_available() else "cpu", help="cpu or cuda")
-        flag("--dtype", default="float32", choices=("float32", "bfloat16"), help="of the model")
+        flag("--dtype", default="auto", choices=DTYPES, help="auto: the faster one here")
         if own:
             flag("--split", default="", help="such as test,test_hard (default: all)")
             flag("--rows", type=int, default=0, help="of each split, at most; 0 is all")

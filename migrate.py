@@ -88,7 +88,7 @@ def main(options: argparse.Namespace) -> int:
     policy, worst = None, 0
     for name in options.files:
         try:
-            policy = policy or load(str(run) if run.is_dir() else options.model, device)
+            policy = policy or load(str(run) if run.is_dir() else options.model, device, "auto")
             worst = max(worst, migrate(policy, name, options))
         except (OSError, ValueError, SyntaxError) as error:
             print(f"{name} is left as it is: {error}", file=sys.stderr)

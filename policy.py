@@ -12,6 +12,7 @@ Shapes: B prompts, G samples a prompt, T completion length.
 import contextlib
 import json
 import struct
+from contextlib import AbstractContextManager
 from dataclasses import dataclass
 from pathlib import Path
 from pickle import UnpicklingError
@@ -29,6 +30,8 @@ from transformers import (
 
 import data
 import lora
+import machine
+import packed
 import weights
 from rollout import Rollout, sample, token_logp, written
 
@@ -49,9 +52,15 @@ class Policy:
         return bool(lora.layers(self.model))
 
     def precision(self) -> torch.autocast:
-        """Inside, matrix products run in `dtype`."""
-        low = self.dtype != torch.float32
+        """Inside, matrix products run in `dtype`: those of a base under adapters do so anyway."""
+        low = self.dtype != torch.float32 and not self.adapted
         return torch.autocast(self.model.device.type, torch.bfloat16, enabled=low)
+
+    def decoding(self) -> AbstractContextManager:
+        """Inside, tokens are sampled fast; nothing is trained."""
+        if packed.available(self.model):
+            return packed.packed(self.model, self.dtype)
+        return lora.merged(self.model)
 
     def sample(
         self,
@@ -63,9 +72,14 @@ class Policy:
         top_p: float = 1.0,
         generator: torch.Generator | None = None,
         only: list[int] | None = None,
+        plain: bool = False,
     ) -> Rollout:
-        """group_size completions of each prompt: see rollout.sample."""
-        with self.precision(), lora.merged(self.model):
+        """group_size completions of each prompt: see rollout.sample.
+
+        `plain` keeps away from packed weights: sampled log-probabilities are those of training to
+        the last digits.
+        """
+        with self.precision(), contextlib.nullcontext() if plain else self.decoding():
             return sample(
                 self.model,
                 prompts,
@@ -153,13 +167,13 @@ UNREADABLE = (
 )
 
 
-def load(name: str, device: str | torch.device, dtype: torch.dtype = torch.float32) -> Policy:
+def load(name: str, device: str | torch.device, dtype: str = "float32") -> Policy:
     """A causal language model, its tokenizer, and every id that may end an answer.
 
     `name` is a folder (of a model, or of adapters, whose base is loaded too), a hub id, a GGUF
     file, a name of `weights.NAMES` or "" for the bundled policy. Weights are float32, a base under
-    adapters has `dtype`. ValueError in one sentence if it is not to be had, or is not whole:
-    transformers would fill a gap with random weights.
+    adapters has `dtype` ("auto" is the faster one here). ValueError in one sentence if it is not to
+    be had, or is not whole: transformers would fill a gap with random weights.
     """
     name = name or str(data.POLICY)
     try:
@@ -167,7 +181,7 @@ def load(name: str, device: str | torch.device, dtype: torch.dtype = torch.float
             file = Path(name, lora.CONFIG)
             base = json.loads(file.read_text(encoding="utf-8"))["base_model_name_or_path"]
             policy = load(base, device, dtype)
-            policy.model.to(dtype)
+            policy.model.to(policy.dtype)
             lora.load(policy.model, name)
             return policy
         model, tokenizer, loading = read(name)
@@ -181,7 +195,9 @@ def load(name: str, device: str | torch.device, dtype: torch.dtype = torch.float
         raise ValueError(f"--model {name}: tokenizer and model must name end tokens by number")
     eos_ids = list(dict.fromkeys(eos_ids))
     pad_id = eos_ids[0] if tokenizer.pad_token_id is None else tokenizer.pad_token_id
-    policy = Policy(model.to(device), tokenizer, eos_ids, pad_id, dtype)
+    model.to(device)
+    dtype = machine.faster_dtype(model) if dtype == "auto" else getattr(torch, dtype)
+    policy = Policy(model, tokenizer, eos_ids, pad_id, dtype)
     check_speech(name, policy)
     return policy
 

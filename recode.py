@@ -82,17 +82,17 @@ def train(config: Config, policy: Policy, state: State) -> Iterator[dict]:
         rollout = behaviour(policy, rollout, adv, config)
         # The weights span a whole optimizer step, so that its packs, on all ranks, simply add up.
         weight = torch.empty_like(rollout.logp)  # [B, G, T]
-        for groups, moving in shares(adv, config):
+        for number, (groups, moving) in enumerate(shares(adv, config)):
             weight[groups] = algo.token_weight(rollout.mask[groups])
             still = ranks.share([b for b in groups if b not in moving])
             sums = Counter(ratio=weight[still].sum().item())  # theirs counts as 1
             for pack, own in passes(rollout, weight, moving, config):
                 # ---- loss
                 logp = policy.logp(rollout, pack, config.temperature)  # [b, G, T]
+                sampled = number or policy.dtype == torch.float32  # see `behaviour`
+                old_logp = rollout.logp[pack] if sampled else logp.detach()
                 ref_logp = reference and reference.base_logp(rollout, pack, config.temperature)
-                loss, info = algo.loss(
-                    logp, rollout.logp[pack], adv[pack], own, ref_logp=ref_logp, **knobs
-                )
+                loss, info = algo.loss(logp, old_logp, adv[pack], own, ref_logp=ref_logp, **knobs)
                 loss.backward()
                 sums.update(loss=loss.item(), **info)
             # ---- step
@@ -193,6 +193,8 @@ def draw(policy: Policy, examples: list[data.Example], config: Config, state: St
             max_new_tokens=config.max_new_tokens,
             temperature=config.temperature,
             generator=state.generator,
+            # where the sampled log-probabilities are the old ones of the loss
+            plain=policy.dtype == torch.float32 and not policy.adapted,
             only=mine or [0],  # without a share: along with the others, to draw as many numbers
         )
     groups = rollout.groups()[: len(mine)]
@@ -221,7 +223,7 @@ def untrained(config: Config, policy: Policy) -> Policy:
     """The reference of the KL: the same model without its adapters, or a copy of the first one."""
     if policy.adapted:
         return policy
-    reference = load(config.model, policy.model.device, policy.dtype)
+    reference = load(config.model, policy.model.device, config.dtype)
     reference.model.eval().requires_grad_(False)
     return reference
 
@@ -232,13 +234,14 @@ def behaviour(policy: Policy, rollout: Rollout, adv: Tensor, config: Config) -> 
 
     In float32 sampling and training agree to 1e-5. In bf16 the shape of a batch moves a token's
     probability by some percent, which the ratio would take for a change of the policy: there they
-    are computed anew, in the very passes that training will make.
+    are computed anew, in the very passes that training will make. The first step's need no pass of
+    their own: until then the policy is the one that sampled (`train` takes its new ones, detached).
     """
     if policy.dtype == torch.float32:
         return rollout
     logp = torch.zeros_like(rollout.logp)
     with ranks.whole(policy.model):
-        for _, moving in shares(adv, config):
+        for _, moving in shares(adv, config)[1:]:
             for pack in packs(rollout, config.pack_tokens, ranks.share(moving)):
                 logp[pack] = policy.logp(rollout, pack, config.temperature)
     return replace(rollout, logp=logp)
@@ -285,7 +288,7 @@ def start(config: Config) -> tuple[Policy, State]:
     device = ranks.begin(machine.chosen_device(config.device))
     with ranks.in_turn():
         kept = checkpoint.newest(Path(config.resume)) if config.resume else None
-    policy = load(str(kept) if kept else config.model, device, getattr(torch, config.dtype))
+    policy = load(str(kept) if kept else config.model, device, config.dtype)
     # On the CPU, so that a run of one device can go on on another.
     generator = torch.Generator().manual_seed(config.seed)
     if (config.lora or config.dora) and not policy.adapted:
@@ -317,6 +320,7 @@ def run(config: Config) -> None:
         config = replace(config, threads=machine.use_threads(config.threads))
         torch.manual_seed(config.seed)
         policy, state = start(config)
+        config = replace(config, dtype=str(policy.dtype).removeprefix("torch."))
         state.begin = begin
         ended = state.step >= config.steps or state.idle >= config.patience
         if report.is_graded(folder) and ended:
@@ -334,7 +338,6 @@ def run(config: Config) -> None:
             if not ranks.rank():
                 checkpoint.check_room(folder, policy, config.keep)
         print(f"{config.algo} on {policy.model.device} (threads: {config.threads}) in {folder}")
-        print(machine.crowded(), end="")
         before = graded_base(config, policy, state, folder)
         loop(config, policy, state, folder, metrics_file)
         finish(config, policy, state, folder, before)
@@ -346,7 +349,7 @@ def graded_base(config: Config, policy: Policy, state: State, folder: Path) -> e
     kept = evaluate.read(file, rows)
     if kept:
         return kept
-    base = policy if state.step == 0 else load(config.model, policy.model.device, policy.dtype)
+    base = policy if state.step == 0 else load(config.model, policy.model.device, config.dtype)
     with ranks.whole(base.model):
         before = evaluate.report(base, rows, config.max_new_tokens, "grading before")
     report.write(file, evaluate.lines(before))

@@ -133,7 +133,8 @@ def draw(logits: Tensor, uniform: Tensor, temperature: float, top_p: float) -> t
     Inverse distribution: the token is where the cumulative sum first exceeds uniform * total, e.g.
     p = [.2, .5, .3] and uniform .6 give token 1, since .2 <= .6 < .7.
     """
-    logp = (logits.float() / (temperature or 1.0)).log_softmax(-1)
+    logits = logits.float() if temperature in (0, 1) else logits.float() / temperature
+    logp = logits.log_softmax(-1)
     token = best = logp.argmax(-1, keepdim=True)  # [B, G, 1]
     if temperature > 0:
         prob = nucleus(logp.exp(), top_p) if top_p < 1 else logp.exp()

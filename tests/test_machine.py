@@ -38,16 +38,13 @@ def test_threads_are_those_asked_for(monkeypatch):
         torch.set_num_threads(before)
 
 
-@pytest.mark.parametrize(("together", "said"), [(2.0, True), (0.6, False)])
-def test_crowded_cores_are_told(monkeypatch, together, said):
-    """Prevents: a run nine times slower than it could be, and nobody knows what to set."""
-    before = torch.get_num_threads()
-    try:
-        torch.set_num_threads(2)
-        monkeypatch.setattr(
-            machine, "matrix_seconds", lambda threads: {1: 1.0, 2: together}[threads]
-        )
-        assert ("try --threads 1" in machine.crowded()) is said
-        assert torch.get_num_threads() == 2
-    finally:
-        torch.set_num_threads(before)
+@pytest.mark.parametrize(("low", "best"), [(1.0, torch.bfloat16), (3.0, torch.float32)])
+def test_the_faster_dtype_is_taken_and_told(monkeypatch, capsys, low, best):
+    """Prevents: bf16 on a processor without units for it, where it takes five times as long."""
+    model = torch.nn.Sequential(torch.nn.Linear(4, 8), torch.nn.Linear(8, 4))
+    seconds = {torch.bfloat16: low, torch.float32: 2.0}
+    monkeypatch.setattr(machine, "product_seconds", lambda layer, dtype: seconds[dtype])
+    assert machine.faster_dtype(model) == torch.float32  # small
+    monkeypatch.setattr(machine, "SMALL", 1)
+    assert machine.faster_dtype(model) == best
+    assert capsys.readouterr().err.startswith(str(best)[6:])

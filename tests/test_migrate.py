@@ -26,7 +26,7 @@ def run(tiny, tmp_path, monkeypatch, capsys):
     (tmp_path / "a.py").write_text(OLD)
     monkeypatch.chdir(tmp_path)
     real = policy.load(str(tiny), "cpu")
-    monkeypatch.setattr(migrate, "load", lambda name, device: real)
+    monkeypatch.setattr(migrate, "load", lambda name, device, dtype: real)
     capsys.readouterr()  # of loading
 
     def told(answers, *arguments):
