@@ -4,6 +4,7 @@
     RUN/checkpoint/    the last whole step: a model folder that from_pretrained loads, and beside it
         optimizer.safetensors    AdamW's moments, by the names of the parameters
         random.safetensors       the random generators
+        reference.safetensors    the adapters that the run began with, if it loaded some
         state.json               the counts, and a checksum of every file; written last
     RUN/checkpoint-10/ an older one
 
@@ -31,6 +32,7 @@ import ranks
 from policy import Policy
 
 LAST, FRESH = "checkpoint", "checkpoint.new"
+REFERENCE = "reference.safetensors"
 MOMENTS = ("step", "exp_avg", "exp_avg_sq")  # what AdamW keeps of each parameter
 COUNTS = ("step", "drawn", "live", "idle", "skipped", "seconds", "data")  # of a State
 
@@ -157,6 +159,8 @@ def write(fresh: Path, policy: Policy, state: State, weights: dict, averages: di
     policy.save(fresh, weights)
     save_file(averages, fresh / "optimizer.safetensors")
     save_file(state.random, fresh / "random.safetensors")
+    if policy.began:
+        save_file(policy.began, fresh / REFERENCE)
     counts = {name: getattr(state, name) for name in COUNTS} | {"seconds": state.elapsed()}
     counts["sha256"] = {path.name: checksum(path) for path in sorted(fresh.iterdir())}
     draft = fresh / "state.draft"
@@ -272,3 +276,7 @@ def restore(checkpoint: Path, policy: Policy, state: State) -> None:
         p = parameters[name]
         state.optimizer.state[p][kind] = moment if kind == "step" else ranks.like(moment, p)
     state.random = load_file(checkpoint / "random.safetensors")
+    if (checkpoint / REFERENCE).is_file():
+        kept, device = load_file(checkpoint / REFERENCE), policy.model.device
+        # copied: tensors that lie askew in memory, as in a file, give another last digit
+        policy.began = {name: tensor.to(device, copy=True) for name, tensor in kept.items()}

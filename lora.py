@@ -15,8 +15,9 @@ small steps (1.0 - 5e-5 == 1.0). x meets A and B in the dtype of x, as under aut
 too. n and m/n - 1 are computed in float32: in bf16, m/n would lose a growth of m by 0.3 %.
 
 One model plays three parts: it trains with adapters attached, is its own reference inside
-`disabled`, and decodes fast inside `merged`. Files are PEFT's, both ways. Not here: adapters of
-embeddings, convolutions or quantized layers, several adapters at once, trained biases.
+`disabled` (or `swapped`, where it began with trained ones), and decodes fast inside `merged`.
+Files are PEFT's, both ways. Not here: adapters of embeddings, convolutions or quantized layers,
+several adapters at once, trained biases.
 """
 
 import json
@@ -33,7 +34,10 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 from transformers import PreTrainedModel
 
-__all__ = ["Adapter", "attach", "disabled", "load", "merged", "save", "save_merged"]
+__all__ = [
+    *("Adapter", "attach", "disabled", "frozen", "load", "merged", "same", "save", "save_merged"),
+    *("summary", "swapped"),
+]
 
 
 @dataclass(frozen=True)
@@ -172,6 +176,23 @@ def chosen(model: PreTrainedModel, targets: tuple[str, ...]) -> set[str]:
     return set().union(*hits.values())
 
 
+def same(model: PreTrainedModel, wanted: Adapter) -> bool:
+    """Whether the model's adapters compute what these would, on the same layers."""
+    found = layers(model)
+    first = next(iter(found.values())).adapter
+    alike = all(getattr(first, k) == getattr(wanted, k) for k in ("rank", "scale", "dora"))
+    return alike and found.keys() == chosen(model, wanted.targets)
+
+
+def summary(model: PreTrainedModel) -> str:
+    """Which adapters the model has, for a complaint."""
+    found = layers(model)
+    first = next(iter(found.values())).adapter
+    kind = ("rs" if first.rslora else "") + ("DoRA" if first.dora else "LoRA")
+    names = ",".join(sorted({name.rpartition(".")[2] for name in found}))
+    return f"{kind} adapters of rank {first.rank}, alpha {first.alpha:g} on {names}"
+
+
 def wrap(model: PreTrainedModel, names: set[str], adapter: Adapter) -> list[nn.Parameter]:
     """Put an Adapted in the place of each named layer: -> the parameters that train."""
     if layers(model):
@@ -219,11 +240,36 @@ def merged(model: PreTrainedModel) -> Iterator[None]:
             layer.weight, layer.on = weight, True
 
 
+def frozen(model: PreTrainedModel) -> dict[str, Tensor]:
+    """A copy of the adapters' numbers as they are now, by the names of the file."""
+    return {k: p.detach().clone() for k, p in stored(model).items()}
+
+
+@contextmanager
+def swapped(model: PreTrainedModel, tensors: dict[str, Tensor]) -> Iterator[None]:
+    """Inside, the adapters hold what `frozen` gave: the reference of a run that began with them.
+
+    A backward of what was computed outside finds its numbers again. No training inside.
+    """
+    in_use(model)
+    own = stored(model)
+    kept = {k: p.data for k, p in own.items()}
+    try:
+        for k, p in own.items():
+            p.data = tensors[k]
+        yield
+    finally:
+        for k, p in own.items():
+            p.data = kept[k]
+
+
 def in_use(model: PreTrainedModel) -> list[Adapted]:
     """The adapted layers, all of them in use: `disabled` in `merged` would find no base there."""
     found = list(layers(model).values())
     if not all(layer.on for layer in found):
-        raise ValueError("disabled() and merged() do not go into one another: leave one first.")
+        raise ValueError(
+            "disabled(), merged() and swapped() do not go into one another: leave one first."
+        )
     return found
 
 

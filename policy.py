@@ -13,7 +13,7 @@ import contextlib
 import json
 import struct
 from contextlib import AbstractContextManager
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from pickle import UnpicklingError
 
@@ -45,6 +45,7 @@ class Policy:
     eos_ids: list[int]
     pad_id: int
     dtype: torch.dtype = torch.float32  # of matrix products; trained weights are always float32
+    began: dict[str, Tensor] = field(default_factory=dict)  # adapters that the run began with
 
     @property
     def adapted(self) -> bool:
@@ -100,9 +101,16 @@ class Policy:
 
     @torch.no_grad()
     def base_logp(self, rollout: Rollout, groups: list[int], temperature: float = 1.0) -> Tensor:
-        """The same without the adapters, if there are any: of the untrained model."""
-        with lora.disabled(self.model) if self.adapted else contextlib.nullcontext():
+        """The same of the policy that the run began with: without the adapters, if there are any,
+        or with those that it loaded."""
+        with self.reference():
             return self.logp(rollout, groups, temperature)
+
+    def reference(self) -> contextlib.AbstractContextManager:
+        """Inside, the model is what the run began with; one without adapters stays as it is."""
+        if self.began:
+            return lora.swapped(self.model, self.began)
+        return lora.disabled(self.model) if self.adapted else contextlib.nullcontext()
 
     def complete(self, examples: list[data.Example], *, max_new_tokens: int) -> list[str]:
         """The greedy answer to each example, as text; all of them in one batch."""

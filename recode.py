@@ -220,7 +220,8 @@ def judge(
 
 
 def untrained(config: Config, policy: Policy) -> Policy:
-    """The reference of the KL: the same model without its adapters, or a copy of the first one."""
+    """The reference of the KL: the same model with the adapters that it began with (mostly none),
+    or a copy of the first one."""
     if policy.adapted:
         return policy
     reference = load(config.model, policy.model.device, config.dtype)
@@ -291,10 +292,8 @@ def start(config: Config) -> tuple[Policy, State]:
     policy = load(str(kept) if kept else config.model, device, config.dtype)
     # On the CPU, so that a run of one device can go on on another.
     generator = torch.Generator().manual_seed(config.seed)
-    if (config.lora or config.dora) and not policy.adapted:
-        rank, dora = config.lora or config.dora, bool(config.dora)
-        targets = lora.targets_of(config.targets)
-        policy.adapt(lora.Adapter(rank, config.alpha, dora=dora, targets=targets), generator)
+    if not kept:
+        adapt(config, policy, generator)
     if config.checkpointing:
         policy.checkpoint_activations()
     if config.shard:
@@ -307,6 +306,30 @@ def start(config: Config) -> tuple[Policy, State]:
     if kept:
         checkpoint.restore(kept, policy, state)
     return policy, state
+
+
+def adapt(config: Config, policy: Policy, generator: torch.Generator) -> None:
+    """Put fresh adapters on the policy, if the config asks for some; keep those that it came with.
+
+    ValueError if it came with others than the config asks for.
+    """
+    rank, dora = config.lora or config.dora, bool(config.dora)
+    adapter = lora.Adapter(
+        rank or 1, config.alpha, dora=dora, targets=lora.targets_of(config.targets)
+    )
+    if not policy.adapted:
+        if rank:
+            policy.adapt(adapter, generator)
+        return
+    if config.shard:
+        raise ValueError(f"--model {config.model} has adapters: leave --shard away")
+    if rank and not lora.same(policy.model, adapter):
+        raise ValueError(
+            f"--model {config.model} has {lora.summary(policy.model)}: leave --lora, --dora, "
+            "--alpha and --targets away, or give them as they are there"
+        )
+    if config.with_kl:
+        policy.began = lora.frozen(policy.model)
 
 
 def run(config: Config) -> None:

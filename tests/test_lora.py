@@ -291,11 +291,35 @@ def test_originals_come_back_after_a_failure(monkeypatch):
     assert torch.equal(logits(model), on)
 
 
+@BOTH
+def test_swapped_is_the_frozen_copy_bit_for_bit(dora):
+    """A reference that moves with the training, adapters left swapped when the block fails, or a
+    backward that takes the reference's numbers for its own."""
+    model = moved(qwen(), Adapter(dora=dora))
+    began, copy = logits(model), lora.frozen(model)
+    trained = [p for p in model.parameters() if p.requires_grad]
+    for p in trained:
+        p.data *= 1.5
+    on = logits(model)
+    plain = torch.autograd.grad(model(input_ids=IDS, labels=IDS).loss, trained)
+    loss = model(input_ids=IDS, labels=IDS).loss
+    with lora.swapped(model, copy):
+        assert torch.equal(logits(model), began)
+    for a, b in zip(plain, torch.autograd.grad(loss, trained), strict=True):
+        assert torch.equal(a, b)
+    with pytest.raises(KeyboardInterrupt), lora.swapped(model, copy):
+        raise KeyboardInterrupt
+    assert torch.equal(logits(model), on) and (on - began).abs().max() > 0.01
+
+
 def test_contexts_refuse_to_nest():
     """`disabled` inside `merged`: the reference would be the merged weights, silently."""
     model = moved(qwen(), Adapter())
     for outer, inner in ((lora.merged, lora.disabled), (lora.disabled, lora.merged)):
         with outer(model), pytest.raises(ValueError, match="leave one first"), inner(model):
+            pass
+    with lora.merged(model), pytest.raises(ValueError, match="leave one first"):
+        with lora.swapped(model, lora.frozen(model)):
             pass
     bare = qwen()
     with lora.merged(bare):  # sampling code need not know whether there are adapters

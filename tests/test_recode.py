@@ -3,6 +3,7 @@
 import json
 import math
 import os
+import shutil
 import subprocess
 import sys
 
@@ -115,16 +116,17 @@ def test_interrupted_run_is_saved_and_goes_on(small, monkeypatch):
     assert [json.loads(text).get("step") for text in lines] == [1, 2, None]
 
 
+def evenness(algo, texts, rollout, examples, config):
+    """A judge of random models: the reward is the share of even ids."""
+    share = ((rollout.tokens % 2 == 0) & rollout.mask).sum(-1) / rollout.length
+    names = ("total", "exact", "format")
+    return dict.fromkeys(names, share) | {"dead": grpo.dead(share), "keep": algo.keep(share)}
+
+
 @pytest.mark.parametrize("algo", ["grpo", "dapo"])
 def test_loop_raises_the_reward(small, algo, monkeypatch):
     """Prevents: a wrong sign anywhere between reward and step. Reward here: share of even ids."""
-
-    def judge(algo, texts, rollout, examples, config):
-        share = ((rollout.tokens % 2 == 0) & rollout.mask).sum(-1) / rollout.length
-        names = ("total", "exact", "format")
-        return dict.fromkeys(names, share) | {"dead": grpo.dead(share), "keep": algo.keep(share)}
-
-    monkeypatch.setattr(recode, "judge", judge)
+    monkeypatch.setattr(recode, "judge", evenness)
     more = dict(algo=algo, steps=20, prompts=4, group_size=16, lr=0.03, warmup=0, max_new_tokens=4)
     config = settings(small, **more, **({"beta": 0.0} if algo == "grpo" else {}))
     rewards = [m["reward"] for m in recode.train(config, *recode.start(config))]
@@ -407,18 +409,87 @@ def test_the_reference_of_adapters_is_the_model_without_them(small):
     assert not torch.equal(before, policy.logp(rollout, [0, 1]))
 
 
+def adapters(small, **how):
+    """A folder of adapters on the tiny model as training might leave them: B is not zero."""
+    policy, generator = load(small["model"], "cpu"), torch.Generator().manual_seed(5)
+    policy.adapt(lora.Adapter(rank=4, **how), generator)
+    for p in policy.model.parameters():
+        if p.requires_grad:
+            p.data += 0.2 * torch.randn(p.shape, generator=generator)
+    folder = recode.Path(small["out"] + "-adapters")
+    policy.save(folder)
+    return str(folder)
+
+
+@pytest.mark.parametrize("dora", [False, True])
+def test_the_reference_of_a_run_from_adapters_is_these_adapters(small, dora, monkeypatch):
+    """Prevents: a KL to the bare base, 6 nats a token at step 1, that undoes the cold start; a
+    resumed run with another reference, or one whose bits rotted."""
+    monkeypatch.setattr(recode, "judge", evenness)
+    more = dict(beta=0.1, updates=1, lr=0.01, model=adapters(small, dora=dora))
+    folder = recode.Path(small["out"])
+    recode.run(settings(small, steps=3, save_every=1, **more))
+    whole = [row["kl"] for row in report.rows(folder) if "kl" in row]
+    assert whole[0] == pytest.approx(0, abs=1e-6) and whole[1] > 1e-5
+    began = load_file(folder / "checkpoint" / "reference.safetensors")
+    given = load_file(recode.Path(more["model"]) / "adapter_model.safetensors")
+    assert began.keys() == given.keys()
+    assert all(torch.equal(tensor, began[key]) for key, tensor in given.items())
+    shutil.rmtree(folder / "checkpoint")
+    recode.run(parse(["--resume", small["out"]]))  # from step 2
+    assert [row["kl"] for row in report.rows(folder) if "kl" in row] == whole
+    file = folder / "checkpoint" / "reference.safetensors"
+    file.write_bytes(file.read_bytes()[:-1] + b"x")
+    with pytest.raises(ValueError, match="reference.safetensors is damaged"):
+        recode.start(parse(["--resume", small["out"]]))
+
+
+def test_a_run_without_a_kl_keeps_no_reference(small):
+    """Prevents: a file that nobody reads in every checkpoint."""
+    recode.run(settings(small, beta=0.0, model=adapters(small)))
+    assert not list(recode.Path(small["out"]).glob("*/reference.safetensors"))
+
+
+@pytest.mark.parametrize(
+    "other",
+    [
+        {"lora": 8},
+        {"dora": 4},
+        {"lora": 4, "alpha": 16.0},
+        {"lora": 4, "targets": "q_proj"},
+        {"shard": True},
+    ],
+)
+def test_other_adapters_than_those_of_the_model_are_refused(small, other):
+    """Prevents: `--lora 8` over ready adapters of rank 4, which train while 8 is recorded."""
+    more = dict(model=adapters(small))
+    policy = load(more["model"], "cpu")
+    with pytest.raises(ValueError, match="-adapters has .*adapters.*: leave --"):
+        recode.adapt(settings(small, **more, **other), policy, torch.Generator())
+
+
+@pytest.mark.parametrize("given", [{}, {"lora": 4}])
+def test_ready_adapters_go_on_with_their_own_settings_or_none(small, given):
+    """Prevents: fresh adapters over ready ones, or a refusal of the settings that they have."""
+    more = dict(model=adapters(small))
+    policy, before = load(more["model"], "cpu"), lora.frozen(load(more["model"], "cpu").model)
+    recode.adapt(settings(small, **more, **given), policy, torch.Generator())
+    after = lora.frozen(policy.model)
+    assert all(torch.equal(after[key], tensor) for key, tensor in before.items())
+
+
 @pytest.mark.parametrize("more", [{}, {"lora": 4}])
 def test_in_bf16_the_first_ratio_is_one(small, more):
     """Prevents: other batch shapes in sampling and training, which bf16 takes for a new policy."""
-    config = settings(small, dtype="bfloat16", prompts=4, updates=1, pack_tokens=100, **more)
+    config = settings(small, dtype="bfloat16", prompts=4, updates=2, pack_tokens=100, **more)
     policy, state = recode.start(config)
     rollout = recode.draw(policy, data.load(small["data"])[:4], config, state)
     adv = torch.ones(*rollout.length.shape, 1)
     anew = recode.behaviour(policy, rollout, adv, config)
-    for pack in packs(rollout, 100):
+    for pack in packs(rollout, 100, [2, 3]):  # the second step's; the first takes its own
         logp = policy.logp(rollout, pack, 1.0)
         assert torch.equal(logp, anew.logp[pack])
-    assert (anew.logp - rollout.logp).abs().max() < 0.5  # and it is no other policy
+    assert (anew.logp - rollout.logp)[2:].abs().max() < 0.5  # and it is no other policy
     plain = settings(small)
     policy, state = recode.start(plain)
     rollout = recode.draw(policy, data.load(small["data"])[:2], plain, state)
