@@ -8,6 +8,7 @@ Not here: how the rows are made (`data/build.py`), and the bundled policy (`data
 """
 
 import ast
+import datetime
 import functools
 import hashlib
 import json
@@ -161,20 +162,32 @@ def opened(turns: list[dict[str, str]], tokenizer) -> list[int]:
     """Token ids of these turns in the model's own chat template, and of the answer's opening."""
     turns = [turn | {"content": _marked(turn["content"], tokenizer)} for turn in turns]
     text = rendered(turns, tokenizer, add_generation_prompt=True)
+    text = re.sub(r"<think>\s*(</think>\s*)?$", "", text)  # some templates begin a thought, too
     # The template has written its own special tokens: none may be added a second time.
     return _ids(text + OPENING, tokenizer)
+
+
+# A template that writes the date is told this one: a prompt is the same tomorrow, in a run that
+# goes on and in whatever asks its policy later.
+TODAY = datetime.date(2025, 6, 25)
+DATE = "{% macro strftime_now(format) %}{{ format"
+for _code in ("%-d", "%-m", *(f"%{letter}" for letter in "aAbBdDeFHIjmMpSTuyY%")):
+    DATE += f".replace('{_code}', '{TODAY.strftime(_code)}')"
+DATE += " }}{% endmacro +%}"
 
 
 def rendered(turns: list[dict[str, str]], tokenizer, **how) -> str:
     """These turns as the model's own chat template writes them."""
     if tokenizer.chat_template is None:
         raise ValueError("the tokenizer has no chat template; take an instruct model")
-    from jinja2 import TemplateError  # here, so that the builder runs without it
-
     try:
-        return tokenizer.apply_chat_template(turns, tokenize=False, **how)
-    except TemplateError as error:
-        raise ValueError(f"the tokenizer's chat template refuses the prompt: {error}") from None
+        template = tokenizer.get_chat_template()
+        if "strftime_now" in template:
+            template = DATE + template
+        return tokenizer.apply_chat_template(turns, chat_template=template, tokenize=False, **how)
+    except Exception as error:  # a template is a foreign program: it may raise whatever it likes
+        reason = (str(error).strip() or type(error).__name__).splitlines()[0]
+        raise ValueError(f"the tokenizer's chat template refuses the prompt: {reason}") from None
 
 
 def encoded(text: str, tokenizer) -> list[int]:

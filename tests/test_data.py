@@ -2,12 +2,14 @@
 
 import ast
 import copy
+import datetime
 import difflib
 import json
 
 import pytest
 from conftest import CHATS, SPECIAL, speaker
 from transformers import AutoTokenizer
+from transformers.utils import chat_template_utils
 
 import data
 from data import build
@@ -130,6 +132,57 @@ def test_a_template_that_refuses_is_one_sentence(tokenizer):
     other.chat_template = "{{ raise_exception('no system role') }}"
     with pytest.raises(ValueError, match="chat template refuses the prompt: no system role"):
         data.prompt(data.Example(**ROW), other)
+
+
+@pytest.mark.parametrize(
+    ("template", "sentence"),
+    [
+        ("{{ tools | length }}", "object of type 'NoneType' has no len()"),
+        ("{{ 1 / 0 }}", "division by zero"),
+        ("{{ messages['x\ny'].content.z }}", ""),
+        ("{% macro f() %}{{ f() }}{% endmacro %}{{ f() }}", "recursion"),
+    ],
+)
+def test_a_template_whose_python_fails_is_one_sentence(tokenizer, template, sentence):
+    """Prevents: only jinja's own errors are caught, a template's TypeError is a traceback."""
+    other = copy.deepcopy(tokenizer)
+    other.chat_template = template
+    with pytest.raises(ValueError, match="chat template refuses the prompt: .") as error:
+        data.prompt(data.Example(**ROW), other)
+    assert sentence in str(error.value) and "\n" not in str(error.value)
+
+
+@pytest.mark.parametrize("own", ["<think>", "<think>\n", "<think>\n\n</think>\n\n"])
+def test_a_template_that_opens_the_thought_opens_it_once(tokenizer, own):
+    """Prevents: two <think> before the answer, as in DeepSeek-R1's template, or an empty thought
+    before the real one, as where Qwen3's thinking is off."""
+    other = copy.deepcopy(tokenizer)
+    other.chat_template = tokenizer.chat_template + own
+    row = data.Example(**ROW)
+    assert data.prompt(row, other) == data.prompt(row, tokenizer)
+
+
+class Tomorrow(datetime.datetime):
+    @classmethod
+    def now(cls, tz=None):
+        return cls(2031, 12, 24)
+
+
+def test_a_template_with_a_date_writes_the_same_one_on_every_day(tokenizer, monkeypatch):
+    """Prevents: a run that goes on tomorrow, or whoever asks its policy then, has other prompts."""
+    other = copy.deepcopy(tokenizer)
+    # Llama 3.2, SmolLM3, Mistral Small and gpt-oss, each by its own format; the line end stays
+    other.chat_template = (
+        "\n{% set form = '%d %B %Y' %}{% if strftime_now is defined %}"
+        "{{ strftime_now('%d %b %Y') }}"
+        "|{{ strftime_now(form) }}|{{ '<' + strftime_now('%Y-%m-%d') + '>' }}{% endif %}"
+        "|{{ strftime_now('%A %-d.%-m.%y, %F 100%%') }}|" + tokenizer.chat_template
+    )
+    first = data.prompt(data.Example(**ROW), other)
+    monkeypatch.setattr(chat_template_utils, "datetime", Tomorrow)
+    assert data.prompt(data.Example(**ROW), other) == first
+    date = "\n25 Jun 2025|25 June 2025|<2025-06-25>|Wednesday 25.6.25, 2025-06-25 100%|"
+    assert tokenizer.decode(first).startswith(date + "<|im_start|>system")
 
 
 def test_prompt_has_the_paper_s_turns_and_stays_open(tokenizer):
