@@ -148,7 +148,7 @@ def check_rows(policy: Policy, path: str, max_new_tokens: int) -> None:
 
 def row_fault(example: data.Example, prompt: int, policy: Policy, new: int) -> str:
     """Why nobody can be right about this row; "" if one can. Lengths in tokens."""
-    ids = policy.tokenizer.encode(data.completion(example), add_special_tokens=False)
+    ids = data.encoded(data.completion(example), policy.tokenizer)
     length, answer = len(ids) + 1, policy.tokenizer.decode(ids)
     try:
         (graded,) = grade([example], [answer])

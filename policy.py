@@ -12,6 +12,7 @@ Shapes: B prompts, G samples a prompt, T completion length.
 import contextlib
 import json
 import struct
+import sys
 from contextlib import AbstractContextManager
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -123,7 +124,7 @@ class Policy:
 
     def length(self, answer: str) -> int:
         """Tokens of an answer, the end token included."""
-        return len(self.tokenizer.encode(answer, add_special_tokens=False)) + 1
+        return len(data.encoded(answer, self.tokenizer)) + 1
 
     def texts(self, rollout: Rollout) -> list[str]:
         """The B*G completions as text, without the token that ended them."""
@@ -161,8 +162,7 @@ class Policy:
 
     def imitate(self, examples: list[data.Example], *, max_new_tokens: int) -> Rollout:
         """The true answers, as if the policy had sampled them once per prompt: G = 1."""
-        answers = [data.completion(example) for example in examples]
-        answers = self.tokenizer(answers, add_special_tokens=False)["input_ids"]
+        answers = [data.encoded(data.completion(e), self.tokenizer) for e in examples]
         answers = [[(ids + self.eos_ids[:1])[:max_new_tokens]] for ids in answers]
         return written(self.prompts(examples), answers, self.pad_id, self.model.device)
 
@@ -198,7 +198,8 @@ def load(name: str, device: str | torch.device, dtype: str = "float32") -> Polic
     check_weights(name, model, loading)
     ends = model.generation_config.eos_token_id
     ends = ends if isinstance(ends, list) else [ends]
-    eos_ids = [i for i in [tokenizer.eos_token_id, *ends] if i is not None]
+    last = turn_end(tokenizer)
+    eos_ids = [i for i in [tokenizer.eos_token_id, *ends, last] if i is not None]
     if not eos_ids or any(type(i) is not int for i in eos_ids):
         raise ValueError(f"--model {name}: tokenizer and model must name end tokens by number")
     eos_ids = list(dict.fromkeys(eos_ids))
@@ -207,6 +208,12 @@ def load(name: str, device: str | torch.device, dtype: str = "float32") -> Polic
     dtype = machine.faster_dtype(model) if dtype == "auto" else getattr(torch, dtype)
     policy = Policy(model, tokenizer, eos_ids, pad_id, dtype)
     check_speech(name, policy)
+    if last is None:
+        print(
+            f"--model {name}: its chat template ends no assistant's turn with one special token; "
+            f"answers end with {' or '.join(tokenizer.convert_ids_to_tokens(eos_ids))}",
+            file=sys.stderr,
+        )
     return policy
 
 
@@ -250,6 +257,18 @@ def check_weights(name: str, model: PreTrainedModel, loading: dict) -> None:
 
 # A row that no template or tokenizer has reason to change.
 PROBE = data.Example("lib", "==2.0", "", "Call `new_name(x=1)`.", "old_name(x=1)\n", "", "")
+
+
+def turn_end(tokenizer: PreTrainedTokenizerBase) -> int | None:
+    """The special token that the chat template writes behind an assistant's turn, if it is one."""
+    turns = [*data.messages(PROBE), {"role": "assistant", "content": "Done"}]
+    try:
+        behind = data.rendered(turns, tokenizer).rpartition("Done")[2]
+    except ValueError:  # no such turn in this template
+        return None
+    ids = tokenizer.encode(behind.lstrip(), add_special_tokens=False)[:1]
+    token = tokenizer.added_tokens_decoder.get(*ids) if ids else None
+    return ids[0] if token and token.special else None
 
 
 def check_speech(name: str, policy: Policy) -> None:

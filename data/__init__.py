@@ -8,6 +8,7 @@ Not here: how the rows are made (`data/build.py`), and the bundled policy (`data
 """
 
 import ast
+import datetime
 import functools
 import hashlib
 import json
@@ -159,16 +160,71 @@ def prompt(example: Example, tokenizer) -> list[int]:
 
 def opened(turns: list[dict[str, str]], tokenizer) -> list[int]:
     """Token ids of these turns in the model's own chat template, and of the answer's opening."""
+    turns = [turn | {"content": _marked(turn["content"], tokenizer)} for turn in turns]
+    text = rendered(turns, tokenizer, add_generation_prompt=True)
+    text = re.sub(r"<think>\s*(</think>\s*)?$", "", text)  # some templates begin a thought, too
+    # The template has written its own special tokens: none may be added a second time.
+    return _ids(text + OPENING, tokenizer)
+
+
+# A template that writes the date is told this one: a prompt is the same tomorrow, in a run that
+# goes on and in whatever asks its policy later.
+TODAY = datetime.date(2025, 6, 25)
+DATE = "{% macro strftime_now(format) %}{{ format"
+for _code in ("%-d", "%-m", *(f"%{letter}" for letter in "aAbBdDeFHIjmMpSTuyY%")):
+    DATE += f".replace('{_code}', '{TODAY.strftime(_code)}')"
+DATE += " }}{% endmacro +%}"
+
+
+def rendered(turns: list[dict[str, str]], tokenizer, **how) -> str:
+    """These turns as the model's own chat template writes them."""
     if tokenizer.chat_template is None:
         raise ValueError("the tokenizer has no chat template; take an instruct model")
-    from jinja2 import TemplateError  # here, so that the builder runs without it
-
     try:
-        text = tokenizer.apply_chat_template(turns, add_generation_prompt=True, tokenize=False)
-    except TemplateError as error:
-        raise ValueError(f"the tokenizer's chat template refuses the prompt: {error}") from None
-    # The template has written its own special tokens: none may be added a second time.
-    return tokenizer.encode(text + OPENING, add_special_tokens=False)
+        template = tokenizer.get_chat_template()
+        if "strftime_now" in template:
+            template = DATE + template
+        return tokenizer.apply_chat_template(turns, chat_template=template, tokenize=False, **how)
+    except Exception as error:  # a template is a foreign program: it may raise whatever it likes
+        reason = (str(error).strip() or type(error).__name__).splitlines()[0]
+        raise ValueError(f"the tokenizer's chat template refuses the prompt: {reason}") from None
+
+
+def encoded(text: str, tokenizer) -> list[int]:
+    """Token ids of a text; what spells a control token in it, such as "<|im_end|>", stays text."""
+    return _ids(_marked(text, tokenizer), tokenizer)
+
+
+MARK = "\ud800"  # half a character: no text that a tokenizer takes has one
+
+
+def _marked(text: str, tokenizer) -> str:
+    """The text with a MARK on either side of all that spells a control token."""
+    return re.sub(_controls(tokenizer, len(tokenizer)), f"{MARK}\\g<0>{MARK}", text)
+
+
+@functools.lru_cache(maxsize=4)
+def _controls(tokenizer, _size: int) -> re.Pattern:
+    """Matches what the tokenizer marks special, but for the tags that we write ourselves."""
+    nobody = Example("", "", "", "", "", "")
+    ours = str(messages(nobody)) + OPENING + completion(nobody)
+    special = {token.content for token in tokenizer.added_tokens_decoder.values() if token.special}
+    names = sorted((special | set(tokenizer.all_special_tokens)) - {""}, key=len, reverse=True)
+    return re.compile("|".join(re.escape(name) for name in names if name not in ours) or "(?!)")
+
+
+def _ids(text: str, tokenizer) -> list[int]:
+    """Token ids of a text; what stands between two MARKs loses the meaning of a special token."""
+    first, *parts = text.split(MARK)
+    ids = tokenizer.encode(first, add_special_tokens=False)
+    # Behind a line's end, since some tokenizers write a blank before the first word of a text.
+    start = tokenizer.encode("\n", add_special_tokens=False)
+    for i, part in enumerate(parts):
+        plain = dict(add_special_tokens=False, split_special_tokens=i % 2 == 0)
+        behind = tokenizer.encode("\n" + part, **plain)
+        whole = behind[: len(start)] == start
+        ids += behind[len(start) :] if whole else tokenizer.encode(part, **plain)
+    return ids
 
 
 def answer(thought: str, code: str) -> str:

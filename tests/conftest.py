@@ -5,7 +5,21 @@ from dataclasses import asdict
 
 import pytest
 import torch
-from transformers import AutoTokenizer, Qwen2Config, Qwen2ForCausalLM
+from tokenizers import (
+    AddedToken,
+    Tokenizer,
+    decoders,
+    models,
+    normalizers,
+    pre_tokenizers,
+    trainers,
+)
+from transformers import (
+    AutoTokenizer,
+    PreTrainedTokenizerFast,
+    Qwen2Config,
+    Qwen2ForCausalLM,
+)
 
 import data
 from config import Config
@@ -25,6 +39,91 @@ def tiny(tmp_path_factory):
     Qwen2ForCausalLM(config).save_pretrained(folder)
     tokenizer.save_pretrained(folder)
     return folder
+
+
+# How five families write a conversation, shortened: template, end of a text, end of a turn.
+CHATS = {
+    "qwen": (
+        "{% for m in messages %}{{ '<|im_start|>' + m.role + '\n' + m.content + '<|im_end|>\n' }}"
+        "{% endfor %}{% if add_generation_prompt %}{{ '<|im_start|>assistant\n' }}{% endif %}",
+        "<|endoftext|>",
+        "<|im_end|>",
+    ),
+    "smollm2": (
+        "{% for message in messages %}{% if loop.first and messages[0]['role'] != 'system' %}{{ "
+        "'<|im_start|>system\nYou are a helpful AI assistant<|im_end|>\n' }}{% endif %}{{"
+        "'<|im_start|>' + message['role'] + '\n' + message['content'] + '<|im_end|>' + '\n'}}"
+        "{% endfor %}{% if add_generation_prompt %}{{ '<|im_start|>assistant\n' }}{% endif %}",
+        "<|im_end|>",
+        "<|im_end|>",
+    ),
+    "llama3": (
+        "{% for m in messages %}{% set content = '<|start_header_id|>' + m['role'] + "
+        "'<|end_header_id|>\n\n' + m['content'] | trim + '<|eot_id|>' %}{{ content }}{% endfor %}"
+        "{% if add_generation_prompt %}{{ '<|start_header_id|>assistant<|end_header_id|>\n\n' }}"
+        "{% endif %}",
+        "<|end_of_text|>",
+        "<|eot_id|>",
+    ),
+    "gemma": (
+        "{% set first = messages[0]['content'] + '\n\n' %}{% for m in messages[1:] %}"
+        "{{ '<start_of_turn>' + ('model' if m['role'] == 'assistant' else m['role']) + '\n' + "
+        "(first if loop.first else '') + m['content'] | trim + '<end_of_turn>\n' }}{% endfor %}"
+        "{% if add_generation_prompt %}{{ '<start_of_turn>model\n' }}{% endif %}",
+        "<eos>",
+        "<end_of_turn>",
+    ),
+    "phi3": (
+        "{% for m in messages %}{{ '<|' + m['role'] + '|>\n' + m['content'] + '<|end|>\n' }}"
+        "{% endfor %}{% if add_generation_prompt %}{{ '<|assistant|>\n' }}{% else %}"
+        "{{ eos_token }}{% endif %}",
+        "<|endoftext|>",
+        "<|end|>",
+    ),
+}
+SPECIAL = (
+    *("<|endoftext|>", "<|im_start|>", "<|im_end|>", "<|end_of_text|>", "<|start_header_id|>"),
+    *("<|end_header_id|>", "<|eot_id|>", "<eos>", "<start_of_turn>", "<end_of_turn>"),
+    *("<|system|>", "<|user|>", "<|assistant|>", "<|end|>"),
+)
+
+
+def speaker(family: str) -> PreTrainedTokenizerFast:
+    """A small tokenizer with a family's template: Phi-3's special tokens eat blanks behind them, in
+    the others the tags of a thought are ordinary added tokens, as in Qwen3."""
+    template, end, _ = CHATS[family]
+    strip = family == "phi3"
+    bpe = pieces() if strip else letters()
+    special = [AddedToken(x, special=True, rstrip=strip, normalized=False) for x in SPECIAL]
+    bpe.add_special_tokens(special)
+    if not strip:
+        bpe.add_tokens([AddedToken(x, normalized=False) for x in ("<think>", "</think>")])
+    tokenizer = PreTrainedTokenizerFast(tokenizer_object=bpe, eos_token=end, pad_token=end)
+    tokenizer.chat_template = template
+    return tokenizer
+
+
+def letters() -> Tokenizer:
+    """Byte-level BPE with three hundred merges."""
+    bpe = Tokenizer(models.BPE())
+    bpe.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
+    bpe.decoder = decoders.ByteLevel()
+    alphabet = pre_tokenizers.ByteLevel.alphabet()
+    trainer = trainers.BpeTrainer(vocab_size=556, initial_alphabet=alphabet, show_progress=False)
+    bpe.train_from_iterator([e.update_info + e.old_code for e in data.load()[::9]], trainer)
+    return bpe
+
+
+def pieces() -> Tokenizer:
+    """Like Llama 2: a blank before each text, and bytes for what has no piece."""
+    names = [*(f"<0x{i:02X}>" for i in range(256)), "\u2581", *map(chr, range(33, 127))]
+    bpe = Tokenizer(models.BPE({x: i for i, x in enumerate(names)}, [], byte_fallback=True))
+    blanks = [normalizers.Prepend("\u2581"), normalizers.Replace(" ", "\u2581")]
+    bpe.normalizer = normalizers.Sequence(blanks)
+    bpe.decoder = decoders.Sequence(
+        [decoders.Replace("\u2581", " "), decoders.ByteFallback(), decoders.Fuse()]
+    )
+    return bpe
 
 
 def rows() -> list[data.Example]:

@@ -9,6 +9,7 @@ import shutil
 
 import pytest
 import torch
+from conftest import CHATS, speaker
 from test_rollout import (
     PROMPTS,
     ROPE,
@@ -244,3 +245,26 @@ def test_every_end_id_of_the_model_ends_an_answer(instruct):
     ids = policy.tokenizer.encode("go on", add_special_tokens=False)
     texts = policy.texts(R.written([[1]], [[[*ids, end] for end in (own, 7, 9)]], 0, "cpu"))
     assert texts == ["go on"] * 3
+
+
+@pytest.mark.parametrize("family", CHATS)
+def test_the_token_that_ends_a_turn_ends_an_answer(tiny, tmp_path, capsys, family):
+    """A turn's end that neither tokenizer nor model names: every answer runs on to the limit."""
+    folder, tokenizer = shutil.copytree(tiny, tmp_path / "model"), speaker(family)
+    tokenizer.save_pretrained(folder)
+    (folder / "generation_config.json").write_text(json.dumps({"eos_token_id": 3}))
+    policy = load(str(folder), "cpu")
+    _, text, turn = CHATS[family]
+    ends = policy.tokenizer.convert_tokens_to_ids([text, turn])
+    assert policy.eos_ids == list(dict.fromkeys([ends[0], 3, ends[1]]))
+    assert "turn" not in capsys.readouterr().err
+
+
+def test_a_turn_without_a_token_at_its_end_is_said(instruct, capsys):
+    """Answers run on to the limit, form -1, and nothing says why."""
+    policy = load(instruct(TURNS), "cpu")
+    sentence = capsys.readouterr().err.splitlines()[-1]
+    assert (
+        "ends no assistant's turn with one special token; answers end with <|im_end|>" in sentence
+    )
+    assert policy.eos_ids == [policy.tokenizer.eos_token_id]

@@ -2,6 +2,7 @@
 
 import json
 import shutil
+from dataclasses import asdict, replace
 
 import pytest
 import torch
@@ -39,6 +40,19 @@ def test_imitated_answers_are_perfect_and_end(tiny):
     means = evaluate.means(evaluate.grade(rows, policy.texts(rollout)))
     perfect = {"em_star": 2.0, "es_star": 2.0, "format": 100.0, "exact": 100.0, "copies": 0.0}
     assert means == perfect
+
+
+def test_an_answer_that_spells_the_end_token_is_learnt_whole(tiny, tmp_path):
+    """Prevents: SFT teaches to stop in the middle of a string, or a good row is refused."""
+    policy = load(str(tiny), "cpu")
+    row = replace(data.load()[0], new_code="s = new(x) + '<|im_end|>'\nprint(s)\n", split="")
+    rollout = policy.imitate([row], max_new_tokens=200)
+    assert rollout.tokens.flatten().tolist().count(policy.eos_ids[0]) == 1
+    (graded,) = evaluate.grade([row], policy.texts(rollout))
+    assert graded.exact and graded.format == 1
+    (tmp_path / "rows.jsonl").write_text(json.dumps(asdict(row)))
+    evaluate.check_rows(policy, tmp_path / "rows.jsonl", 200)
+    assert policy.length(data.completion(row)) == rollout.length.item()
 
 
 def test_complete_is_greedy_and_needs_no_config(tiny):
