@@ -157,7 +157,7 @@ def prompt(example: Example, tokenizer) -> list[int]:
     return opened(messages(example), tokenizer)
 
 
-def opened(turns: list[dict[str, str]], tokenizer) -> list[int]:
+def opened(turns: list[dict[str, str]], tokenizer, opening: str = OPENING) -> list[int]:
     """Token ids of these turns in the model's own chat template, and of the answer's opening."""
     if tokenizer.chat_template is None:
         raise ValueError("the tokenizer has no chat template; take an instruct model")
@@ -168,7 +168,7 @@ def opened(turns: list[dict[str, str]], tokenizer) -> list[int]:
     except TemplateError as error:
         raise ValueError(f"the tokenizer's chat template refuses the prompt: {error}") from None
     # The template has written its own special tokens: none may be added a second time.
-    return tokenizer.encode(text + OPENING, add_special_tokens=False)
+    return tokenizer.encode(text + opening, add_special_tokens=False)
 
 
 def answer(thought: str, code: str) -> str:

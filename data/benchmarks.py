@@ -22,6 +22,7 @@ from pathlib import Path
 import data
 
 NAMES = ("codeupdatearena", "humaneval")
+PLAIN = "Answer with the whole program, its imports included, in one ```python fence."
 
 
 @dataclass(frozen=True)
@@ -56,9 +57,20 @@ def read(name: str, path: str | Path) -> list[Item]:
 
 
 def messages(item: Item) -> list[dict[str, str]]:
-    """The conversation: the system turn and the way to answer are those of training."""
+    """The paper's conversation: the system turn and the way to answer are those of training."""
     user = f"{item.user}\n{data.TASK}"
     return [{"role": "system", "content": data.SYSTEM}, {"role": "user", "content": user}]
+
+
+def prompt(item: Item, tokenizer, ask: str) -> list[int]:
+    """Token ids of an item's prompt, as `ask` says: "think", the paper's form, or "plain".
+
+    Plain is how a chat model is asked by anybody: no system turn but the template's own, and the
+    answer's turn is opened by the template alone.
+    """
+    if ask == "think":
+        return data.opened(messages(item), tokenizer)
+    return data.opened([{"role": "user", "content": f"{PLAIN}\n{item.user}"}], tokenizer, "")
 
 
 def rows(path: Path) -> Iterator[tuple[str, dict]]:

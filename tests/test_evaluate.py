@@ -32,6 +32,35 @@ def test_grades_by_hand():
     assert (means["em_star"], means["exact"], means["format"]) == (-3.5 / 4, 25.0, 75.0)
 
 
+def test_right_in_any_form_by_hand():
+    """Prevents: a base model that scores 0 for its form; lines of before refused at --resume."""
+    row = data.load()[0]
+    fenced = f"Sure!\n```py\n{row.new_code}\n```\nI hope this helps."
+    lazy = f"\n</think>\n{row.old_code}\n# nothing to do"
+    asked = data.answer("", row.new_code)
+    graded = evaluate.grade([row] * 4, [asked, fenced, lazy, "no code"])
+    assert [g.exact for g in graded] == [True, False, False, False]
+    assert [g.exact_any for g in graded] == [True, True, False, False]
+    assert [g.copied_any for g in graded] == [False, False, True, False]
+    assert [g.asked for g in graded] == [True, False, False, False]
+    means = evaluate.means(graded)
+    assert (means["exact"], means["exact_any"], means["copies_any"]) == (25.0, 50.0, 25.0)
+    titles, _, line = evaluate.breakdown({"test": graded}).splitlines()
+    assert titles.endswith("| copies | exact | copies, any form | exact, any form |")
+    cells = [cell.split(" [")[0] for cell in line.split(" | ")[5:]]
+    assert cells == ["0.0", "25.0", "25.0", "50.0"]
+
+
+def test_answers_of_before_any_form_are_graded_anew(tmp_path):
+    """Prevents: a run whose before.jsonl is of an older version grades the base a second time."""
+    rows = {"test": data.load(split="test")[:2]}
+    graded = {"test": evaluate.copied(rows["test"])}
+    old = [json.loads(line) for line in evaluate.lines(graded).splitlines()]
+    assert [row.pop("exact_any") for row in old] == [False, False]
+    (tmp_path / "a.jsonl").write_text("".join(json.dumps(row) + "\n" for row in old))
+    assert evaluate.read(tmp_path / "a.jsonl", rows) == graded
+
+
 def test_copies_count_where_something_was_to_be_done():
     """Prevents: an unchanged program that is right taken for laziness."""
     lazy = data.load()[0]
@@ -146,14 +175,17 @@ def test_updates_are_graded_by_split_library_and_kind(small, tmp_path, capsys):
     for name in ("train | 6", "test_seen | 4", "test | 4", "lib | 14", "function renamed | 14"):
         assert f"| {name} |" in shown
     assert (
-        shown.count("0.0 [0.0, 0.0]") == 10
-    )  # copies and exact of three splits, one library, kind
+        shown.count("0.0 [0.0, 0.0]") == 20
+    )  # copies and exact, twice, of three splits, one library, kind
     assert len(out.read_text().splitlines()) == 14
     assert evaluate.main([*command, "--max-new-tokens", "2", "--rows", "3"]) == 0
     assert "| train | 3 |" in capsys.readouterr().out
     more = ["--split", "test", "--n", "3", "--k", "1,3", "--max-new-tokens", "2"]
     assert evaluate.main([*command, *more]) == 0
-    assert "| split | Pass@1 | Pass@3 |" in capsys.readouterr().out
+    assert (
+        "| split | Pass@1 | Pass@3 | Pass@1, any form | Pass@3, any form |"
+        in capsys.readouterr().out
+    )
 
 
 @pytest.mark.parametrize(
