@@ -16,6 +16,7 @@ import json
 import math
 import random
 import sys
+from collections import Counter
 from dataclasses import dataclass, replace
 from pathlib import Path
 
@@ -24,6 +25,7 @@ from tqdm import tqdm
 from transformers.utils import logging as transformers_logging
 
 import data
+import machine
 import passk
 import ranks
 import reward
@@ -193,13 +195,14 @@ WORTH = ("format", "exact", "em", "es", "copied", "exact_any", "copied_any")
 
 
 def lines(report: Report) -> str:
-    """One JSON object an answer: its split, its row's id, its text and what it is worth."""
+    """One JSON object an answer: its split, its row's id and digest, its text, its worth."""
     rows = []
     for split, graded in report.items():
         for g in graded:
             worth = {name: getattr(g, name) for name in WORTH}
             worth |= {"run": g.run, "reason": g.reason} if g.run else {}
-            rows.append(json.dumps({"split": split, "id": g.example.id, "text": g.text} | worth))
+            row = {"split": split, "id": g.example.id, "row": data.digest(g.example)}
+            rows.append(json.dumps(row | {"text": g.text} | worth))
     return "".join(row + "\n" for row in rows)
 
 
@@ -212,7 +215,7 @@ def read(path: Path, rows: dict[str, list[data.Example]]) -> Report | None:
         return None
     wanted = [(split, example) for split in rows for example in rows[split]]
     try:
-        kept = [json.loads(line) for line in path.read_text(encoding="utf-8").splitlines()]
+        kept = [line for _, line in data.json_lines(path)]
         if [(k["split"], k["id"]) for k in kept] != [(split, e.id) for split, e in wanted]:
             return None
         texts = iter([k["text"] + "" for k in kept])
@@ -234,6 +237,8 @@ def copied(examples: list[data.Example]) -> list[Graded]:
 def updates(options: argparse.Namespace) -> str:
     """Greedy answers to the rows of our own format, by split, library and kind."""
     passk.numbers(options.k, options.n)  # a slip of the hand shows now
+    if options.rows < 0:
+        raise ValueError(f"--rows is {options.rows}: give how many of each split, or 0 for all")
     names = options.split.split(",") if options.split else data.splits(options.data)
     rows = {name: data.load(options.data, name) for name in names}
     if options.answers and options.rows:
@@ -263,6 +268,14 @@ def updates(options: argparse.Namespace) -> str:
     return "\n\n".join(tables)
 
 
+def check_out(out: str) -> None:
+    """ValueError or OSError if the file cannot be written: before the work, not after it."""
+    if out and not Path(out).absolute().parent.is_dir():
+        raise ValueError(f"--out {out}: there is no such folder, make it first")
+    if out:
+        open(out, "a").close()
+
+
 def keep(graded: Report, out: str) -> None:
     """Write the answers to a file, if one is asked for."""
     if out:
@@ -272,23 +285,38 @@ def keep(graded: Report, out: str) -> None:
 def answered(path: str, rows: dict[str, list[data.Example]]) -> Report:
     """The answers in a file that `lines` wrote, to some or all of these rows, graded anew.
 
-    ValueError names the first line that is none, or whose row the data lacks.
+    A row is known by its digest; in older files, and if it has changed since, by its id. ValueError
+    names the first line that is no answer, or that does not say of which row, or says it again.
     """
-    known = {(split, e.id): e for split, examples in rows.items() for e in examples}
+    named: dict[tuple[str, str], list[data.Example]] = {}
+    for split, example in ((split, e) for split, examples in rows.items() for e in examples):
+        for name in (data.digest(example), example.id):
+            named.setdefault((split, name), []).append(example)
     found: dict[str, list[tuple[data.Example, str]]] = {}
-    for number, line in enumerate(Path(path).read_text(encoding="utf-8").splitlines(), start=1):
+    seen: Counter = Counter()
+    for where, kept in data.json_lines(path):
         try:
-            kept = json.loads(line)
             split, name, text = (str(kept[key]) for key in ("split", "id", "text"))
-        except (ValueError, TypeError, KeyError):
-            raise ValueError(f"{path}, line {number}: no answer with split, id and text") from None
-        if split in rows and (split, name) not in known:
-            raise ValueError(f"{path}, line {number}: the data has no row {name} in {split}")
+        except KeyError:
+            raise ValueError(f"{where}: no answer with split, id and text") from None
         if split in rows:
-            found.setdefault(split, []).append((known[split, name], text))
+            same = named.get((split, str(kept.get("row")))) or named.get((split, name), [])
+            if fault := row_unknown(same, seen[split, same[0] if same else None]):
+                raise ValueError(f"{where}: {fault} (id '{name}' in {split})")
+            seen[split, same[0]] += 1
+            found.setdefault(split, []).append((same[0], text))
     if not found:
         raise ValueError(f"{path} has no answer to a row of {', '.join(rows)}")
     return {split: grade(*map(list, zip(*found[split], strict=True))) for split in found}
+
+
+def row_unknown(same: list[data.Example], answers: int) -> str:
+    """Why an answer cannot be given to one of the rows of its name, which have so many; or ""."""
+    if not same:
+        return "the data has no such row"
+    if any(example != same[0] for example in same):
+        return "several rows have this id, or none, and the line does not say which it answers"
+    return "a second answer to the same row: leave one out" if answers == len(same) else ""
 
 
 def executed(report: Report, options: argparse.Namespace) -> Report:
@@ -422,7 +450,7 @@ def parser() -> argparse.ArgumentParser:
         longest = {"updates": 384, "codeupdatearena": 512, "humaneval": 768}[name]
         flag("--max-new-tokens", type=int, default=longest, help="longest answer (%(default)s)")
         flag("--seed", type=int, default=0, help="of sampling")
-        flag("--device", default="cuda" if torch.cuda.is_available() else "cpu", help="cpu or cuda")
+        flag("--device", default="auto", help="cpu, cuda, mps ... (auto: the GPU if there is one)")
         flag("--dtype", default="float32", choices=("float32", "bfloat16"), help="of the model")
         if own:
             flag("--split", default="", help="such as test,test_hard (default: all)")
@@ -449,6 +477,8 @@ def main(arguments: list[str] | None = None) -> int:
     if options.temperature is None:
         options.temperature = 0.8 if options.n > 1 else 0.0
     try:
+        options.device = machine.chosen_device(options.device)
+        check_out(options.out)
         print((updates if options.command == "updates" else benchmark)(options))
     except (ValueError, OSError) as error:
         print(f"evaluate.py: {error}", file=sys.stderr)

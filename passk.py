@@ -24,8 +24,8 @@ from pathlib import Path
 import numpy as np
 from tqdm import tqdm
 
+import data
 import sandbox
-from data import benchmarks
 from data.benchmarks import Item
 from sandbox import Box, Limits, Task, Verdict
 
@@ -205,23 +205,21 @@ def read_results(path: Path, run: str) -> list[Result]:
     """
     if not path.exists():
         return []
-    raw = path.read_bytes()
-    whole = raw[: raw.rfind(b"\n") + 1]
     results = []
     names = {f.name for f in dataclasses.fields(Result)}
-    for number, line in enumerate(whole.splitlines(), start=1):
-        try:
-            row = {"asked": []} | json.loads(line)  # older files have none
-            theirs = row.pop("run")
+    try:
+        for where, row in data.json_lines(path, partial=True):
+            if not names - {"asked"} <= row.keys():
+                raise ValueError(f"{where}: no result")
+            if row.get("run") != run:
+                raise ValueError(f"{path} holds results of other data, samples or settings")
+            row = {"asked": []} | row  # older files have none
             results.append(Result(**{name: row[name] for name in names}))
-        except (ValueError, KeyError, TypeError, AttributeError):
-            raise ValueError(f"--out {path}, line {number}: no result; give a new file") from None
-        if theirs != run:
-            raise ValueError(
-                f"--out {path} holds results of other data, samples or settings; give a new file"
-            )
-    if whole != raw:
-        path.write_bytes(whole)
+    except ValueError as error:
+        raise ValueError(f"--out {error}; give a new file") from None
+    raw = path.read_bytes()
+    if not raw.endswith(b"\n"):
+        path.write_bytes(raw[: raw.rfind(b"\n") + 1])
     return results
 
 
@@ -250,7 +248,7 @@ def predictions(benchmark: str, path: str, items: list[Item]) -> dict[str, Codes
     name, text = FIELDS[benchmark]
     known = {item.id for item in items}
     samples: dict[str, Codes] = {}
-    for where, row in benchmarks.rows(Path(path)):
+    for where, row in data.json_lines(path):
         if not isinstance(row.get(name), str) or not isinstance(row.get(text), str):
             raise ValueError(f"{where}: a prediction needs the text fields '{name}' and '{text}'")
         if row[name] not in known:

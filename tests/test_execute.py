@@ -211,10 +211,10 @@ def test_the_command_judges_the_answers_of_a_file(here, tmp_path, capsys):
 @pytest.mark.parametrize(
     ("line", "why"),
     [
-        ("{", "line 2: no answer with split, id and text"),
+        ("{", "line 2: not a JSON object"),
         ('{"split": "test", "id": "row-0"}', "line 2: no answer with split, id and text"),
-        ('{"split": "test", "id": "row-9", "text": ""}', "line 2: the data has no row row-9"),
-        ('{"split": "test", "id": [], "text": ""}', "line 2: the data has no row"),
+        ('{"split": "test", "id": "row-9", "text": ""}', "line 2: the data has no such row"),
+        ('{"split": "test", "id": [], "text": ""}', "line 2: the data has no such row"),
     ],
 )
 def test_a_bad_line_of_answers_has_a_number(tmp_path, line, why):
