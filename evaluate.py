@@ -16,6 +16,7 @@ import json
 import math
 import random
 import sys
+from collections import Counter
 from dataclasses import dataclass, replace
 from pathlib import Path
 
@@ -24,6 +25,7 @@ from tqdm import tqdm
 from transformers.utils import logging as transformers_logging
 
 import data
+import machine
 import passk
 import ranks
 import reward
@@ -47,26 +49,42 @@ class Graded:
     em: float  # EM*: 2, -1.5 or -2
     es: float  # ES*, in [-2, 2]
     copied: bool  # the code equals the old code, comments and blank lines aside
-    run: str = ""  # by execution: right, wrong or could-not-run; "": not asked for
+    exact_any: bool  # as exact and copied, of code in any form: see reward.any_code
+    copied_any: bool
+    run: str = ""  # by execution, in any form: right, wrong or could-not-run; "": not asked for
     reason: str = ""  # why it is not right by execution
+
+    @property
+    def asked(self) -> bool:
+        """Whether there is code that parses, in the form that was asked for."""
+        return self.es > -2
 
 
 def grade(examples: list[data.Example], texts: list[str], device: str = "cpu") -> list[Graded]:
-    """One record an answer, in order."""
+    """One record an answer, in order. Code in any form is looked for where the asked one lacks."""
     new, old = ([getattr(e, name) for e in examples] for name in ("new_code", "old_code"))
     scored = reward.score(texts, new, "es_star", device, old)
     columns = (scored[name].tolist() for name in ("format", "exact", "correctness", "copied"))
     graded = []
     for example, text, layout, exact, es, copied in zip(examples, texts, *columns, strict=True):
         em = 2.0 if exact else -2.0 if es == -2 else -1.5  # ES* is -2 only without parsing code
-        graded.append(Graded(example, text, layout, exact == 1, em, es, copied == 1))
+        found = exact == 1, copied == 1
+        loose = found if es > -2 else in_any_form(example, text)
+        graded.append(Graded(example, text, layout, found[0], em, es, found[1], *loose))
     return graded
+
+
+def in_any_form(example: data.Example, text: str) -> tuple[bool, bool]:
+    """Whether the code of an answer, in whatever form, is the true code, and the old code."""
+    code = reward.any_code(text)
+    return reward.same(code, example.new_code), reward.same(code, example.old_code)
 
 
 def means(graded: list[Graded]) -> dict[str, float]:
     """Means over the rows: EM* and ES* in [-2, 2]; format, exact match and copies in percent.
 
     `copies` is the laziness that the paper is about: the old code, where something was to be done.
+    `exact_any` and `copies_any` are the same of code in any form.
     """
 
     def mean(values) -> float:
@@ -78,6 +96,8 @@ def means(graded: list[Graded]) -> dict[str, float]:
         "format": 50 * (mean([g.format for g in graded]) + 1),
         "exact": 100 * mean([g.exact for g in graded]),
         "copies": 100 * mean([g.copied and not g.exact for g in graded]),
+        "exact_any": 100 * mean([g.exact_any for g in graded]),
+        "copies_any": 100 * mean([g.copied_any and not g.exact_any for g in graded]),
     }
 
 
@@ -172,35 +192,37 @@ def row_fault(example: data.Example, prompt: int, policy: Policy, new: int) -> s
 
 
 DTYPES = ("auto", "float32", "bfloat16")
-WORTH = ("format", "exact", "em", "es", "copied")
+WORTH = ("format", "exact", "em", "es", "copied", "exact_any", "copied_any")
 
 
 def lines(report: Report) -> str:
-    """One JSON object an answer: its split, its row's id, its text and what it is worth."""
+    """One JSON object an answer: its split, its row's id and digest, its text, its worth."""
     rows = []
     for split, graded in report.items():
         for g in graded:
             worth = {name: getattr(g, name) for name in WORTH}
             worth |= {"run": g.run, "reason": g.reason} if g.run else {}
-            rows.append(json.dumps({"split": split, "id": g.example.id, "text": g.text} | worth))
+            row = {"split": split, "id": g.example.id, "row": data.digest(g.example)}
+            rows.append(json.dumps(row | {"text": g.text} | worth))
     return "".join(row + "\n" for row in rows)
 
 
 def read(path: Path, rows: dict[str, list[data.Example]]) -> Report | None:
-    """What `lines` wrote of these very rows; None if the file is lost, damaged or of others."""
+    """What `lines` wrote of these very rows, graded anew: an older file lacks some of the worth.
+
+    None if the file is lost, damaged or of others.
+    """
     if not path.is_file():
         return None
     wanted = [(split, example) for split in rows for example in rows[split]]
-    graded: Report = {split: [] for split in rows}
     try:
-        kept = [json.loads(line) for line in path.read_text(encoding="utf-8").splitlines()]
+        kept = [line for _, line in data.json_lines(path)]
         if [(k["split"], k["id"]) for k in kept] != [(split, e.id) for split, e in wanted]:
             return None
-        for k, (split, example) in zip(kept, wanted, strict=True):
-            graded[split].append(Graded(example, k["text"], *(k[name] for name in WORTH)))
+        texts = iter([k["text"] + "" for k in kept])
     except (ValueError, TypeError, KeyError):
         return None
-    return graded
+    return {split: grade(rows[split], [next(texts) for _ in rows[split]]) for split in rows}
 
 
 def copied(examples: list[data.Example]) -> list[Graded]:
@@ -216,6 +238,8 @@ def copied(examples: list[data.Example]) -> list[Graded]:
 def updates(options: argparse.Namespace) -> str:
     """Greedy answers to the rows of our own format, by split, library and kind."""
     passk.numbers(options.k, options.n)  # a slip of the hand shows now
+    if options.rows < 0:
+        raise ValueError(f"--rows is {options.rows}: give how many of each split, or 0 for all")
     names = options.split.split(",") if options.split else data.splits(options.data)
     rows = {name: data.load(options.data, name) for name in names}
     if options.answers and options.rows:
@@ -245,6 +269,14 @@ def updates(options: argparse.Namespace) -> str:
     return "\n\n".join(tables)
 
 
+def check_out(out: str) -> None:
+    """ValueError or OSError if the file cannot be written: before the work, not after it."""
+    if out and not Path(out).absolute().parent.is_dir():
+        raise ValueError(f"--out {out}: there is no such folder, make it first")
+    if out:
+        open(out, "a").close()
+
+
 def keep(graded: Report, out: str) -> None:
     """Write the answers to a file, if one is asked for."""
     if out:
@@ -254,70 +286,96 @@ def keep(graded: Report, out: str) -> None:
 def answered(path: str, rows: dict[str, list[data.Example]]) -> Report:
     """The answers in a file that `lines` wrote, to some or all of these rows, graded anew.
 
-    ValueError names the first line that is none, or whose row the data lacks.
+    A row is known by its digest; in older files, and if it has changed since, by its id. ValueError
+    names the first line that is no answer, or that does not say of which row, or says it again.
     """
-    known = {(split, e.id): e for split, examples in rows.items() for e in examples}
+    named: dict[tuple[str, str], list[data.Example]] = {}
+    for split, example in ((split, e) for split, examples in rows.items() for e in examples):
+        for name in (data.digest(example), example.id):
+            named.setdefault((split, name), []).append(example)
     found: dict[str, list[tuple[data.Example, str]]] = {}
-    for number, line in enumerate(Path(path).read_text(encoding="utf-8").splitlines(), start=1):
+    seen: Counter = Counter()
+    for where, kept in data.json_lines(path):
         try:
-            kept = json.loads(line)
             split, name, text = (str(kept[key]) for key in ("split", "id", "text"))
-        except (ValueError, TypeError, KeyError):
-            raise ValueError(f"{path}, line {number}: no answer with split, id and text") from None
-        if split in rows and (split, name) not in known:
-            raise ValueError(f"{path}, line {number}: the data has no row {name} in {split}")
+        except KeyError:
+            raise ValueError(f"{where}: no answer with split, id and text") from None
         if split in rows:
-            found.setdefault(split, []).append((known[split, name], text))
+            same = named.get((split, str(kept.get("row")))) or named.get((split, name), [])
+            if fault := row_unknown(same, seen[split, same[0] if same else None]):
+                raise ValueError(f"{where}: {fault} (id '{name}' in {split})")
+            seen[split, same[0]] += 1
+            found.setdefault(split, []).append((same[0], text))
     if not found:
         raise ValueError(f"{path} has no answer to a row of {', '.join(rows)}")
     return {split: grade(*map(list, zip(*found[split], strict=True))) for split in found}
 
 
+def row_unknown(same: list[data.Example], answers: int) -> str:
+    """Why an answer cannot be given to one of the rows of its name, which have so many; or ""."""
+    if not same:
+        return "the data has no such row"
+    if any(example != same[0] for example in same):
+        return "several rows have this id, or none, and the line does not say which it answers"
+    return "a second answer to the same row: leave one out" if answers == len(same) else ""
+
+
 def executed(report: Report, options: argparse.Namespace) -> Report:
-    """The same answers with what came of them by execution; an exact one is right without."""
+    """The same answers with what came of them by execution; an exact one is right without.
+
+    Code is run in whatever form it came: `asked` tells which answers have the form asked for.
+    """
     kind, notice = sandbox.choose(options.sandbox)
     print(notice, file=sys.stderr)
-    unsure = [g for graded in report.values() for g in graded if not g.exact]
-    codes = [(g.example, reward.extract_code(g.text)) for g in unsure]
+    unsure = [g for graded in report.values() for g in graded if not g.exact_any]
+    codes = [(g.example, reward.any_code(g.text)) for g in unsure]
     ran = iter(execute.outcomes(codes, options.envs, kind))
     right = execute.Outcome(execute.RIGHT)
     return {
-        split: [replace(g, **(right if g.exact else next(ran))._asdict()) for g in graded]
+        split: [replace(g, **(right if g.exact_any else next(ran))._asdict()) for g in graded]
         for split, graded in report.items()
     }
 
 
 def breakdown(groups: Report, title: str = "split") -> str:
-    """Markdown: one row a group; exact match and copies with 95 % bootstrap intervals."""
-    table = [f"| {title} | rows | EM* | ES* | format | copies | exact |", "|---" * 7 + "|"]
+    """Markdown: one row a group; copies and exact match with 95 % bootstrap intervals, of code in
+    the asked form and of code in any form."""
+    heads = ("rows", "EM*", "ES*", "format", "copies", "exact", "copies, any form")
+    table = [f"| {' | '.join([title, *heads, 'exact, any form'])} |", "|---" * 9 + "|"]
     for name, graded in groups.items():
         m = means(graded)
-        exact = passk.bootstrap([float(g.exact) for g in graded])
-        copies = passk.bootstrap([float(g.copied and not g.exact) for g in graded])
+        columns = [
+            [g.copied and not g.exact for g in graded],
+            [g.exact for g in graded],
+            [g.copied_any and not g.exact_any for g in graded],
+            [g.exact_any for g in graded],
+        ]
+        shares = (passk.percent(passk.bootstrap(column)) for column in columns)
         table.append(
             f"| {name} | {len(graded)} | {m['em_star']:.2f} | {m['es_star']:.2f} "
-            f"| {m['format']:.1f} % | {passk.percent(copies)} | {passk.percent(exact)} |"
+            f"| {m['format']:.1f} % | {' | '.join(shares)} |"
         )
     return "\n".join(table)
 
 
 def sampled(policy: Policy, rows: dict[str, list[data.Example]], options) -> str:
-    """Markdown: Pass@k of sampled answers by exact match."""
+    """Markdown: Pass@k of sampled answers by exact match, of code as asked and in any form."""
     ks = passk.numbers(options.k, options.n)
-    table = [
-        "| split | " + " | ".join(f"Pass@{k}" for k in ks) + " |",
-        "|---" * (len(ks) + 1) + "|",
-    ]
+    heads = [f"Pass@{k}{form}" for form in ("", ", any form") for k in ks]
+    table = [f"| split | {' | '.join(heads)} |", "|---" * (len(heads) + 1) + "|"]
     generator = torch.Generator().manual_seed(options.seed)
     for name, examples in rows.items():
-        right = []
+        graded = []
         for start in tqdm(range(0, len(examples), passk.ROUND), desc=f"samples, {name}"):
             part = examples[start : start + passk.ROUND]
             texts = sample_texts(policy, policy.prompts(part), options, generator)
-            exact = [g.exact for g in grade([e for e in part for _ in range(options.n)], texts)]
-            right += [sum(exact[i : i + options.n]) for i in range(0, len(exact), options.n)]
-        values = [passk.bootstrap([passk.pass_at_k(options.n, c, k) for c in right]) for k in ks]
-        table.append(f"| {name} | " + " | ".join(map(passk.percent, values)) + " |")
+            graded += grade([e for e in part for _ in range(options.n)], texts)
+        values = []
+        for column in ([g.exact for g in graded], [g.exact_any for g in graded]):
+            right = [sum(column[i : i + options.n]) for i in range(0, len(column), options.n)]
+            shares = [[passk.pass_at_k(options.n, c, k) for c in right] for k in ks]
+            values += [passk.percent(passk.bootstrap(share)) for share in shares]
+        table.append(f"| {name} | {' | '.join(values)} |")
     return "\n".join(table)
 
 
@@ -335,7 +393,7 @@ def benchmark(options: argparse.Namespace) -> str:
     print(notice, file=sys.stderr)
     box = sandbox.Box(options.python, kind, passk.LIMITS)
     if options.predictions:
-        samples = passk.predictions(options.command, options.predictions, items)
+        samples, both = passk.predictions(options.command, options.predictions, items), False
         least = min(map(len, samples.values()))
         judged = [item for item in items if item.id in samples]
         if len(judged) < len(items):
@@ -343,31 +401,33 @@ def benchmark(options: argparse.Namespace) -> str:
             print(f"{missing} of {len(items)} items have no sample", file=sys.stderr)
         source = samples
 
-        def draw(part: list[benchmarks.Item]) -> list[list[str | None]]:
-            return [samples[item.id] for item in part]
+        def draw(part: list[benchmarks.Item]) -> list[tuple[passk.Codes, list[bool]]]:
+            return [(samples[item.id], []) for item in part]  # code, so that it has no form
 
     else:
-        judged, least = items, options.n
+        judged, least, both = items, options.n, options.ask == "think"
         passk.numbers(options.k, least)
         policy = load(options.model, options.device, options.dtype)
         options.dtype = str(policy.dtype)[6:]  # not "auto": another machine may choose otherwise
-        names = ("model", "n", "temperature", "top_p", "max_new_tokens", "seed", "dtype")
+        names = ("model", "ask", "n", "temperature", "top_p", "max_new_tokens", "seed", "dtype")
         source = {name: getattr(options, name) for name in names}
 
-        def draw(part: list[benchmarks.Item]) -> list[list[str | None]]:
+        def draw(part: list[benchmarks.Item]) -> list[tuple[passk.Codes, list[bool]]]:
             # Seeded by the items, so that a run that goes on draws what it would have drawn.
             seed = int(passk.fingerprint(seed=options.seed, first=part[0].id), 16) % 2**62
             generator = torch.Generator().manual_seed(seed)
-            prompts = [data.opened(benchmarks.messages(x), policy.tokenizer) for x in part]
+            prompts = [benchmarks.prompt(x, policy.tokenizer, options.ask) for x in part]
             texts = sample_texts(policy, prompts, options, generator)
-            codes = [reward.extract_code(text) for text in texts]
-            return [codes[i : i + options.n] for i in range(0, len(codes), options.n)]
+            codes = [reward.any_code(text) for text in texts]
+            forms = [not both or reward.extract_code(text) is not None for text in texts]
+            cuts = [slice(i, i + options.n) for i in range(0, len(codes), options.n)]
+            return [(codes[cut], forms[cut]) for cut in cuts]
 
     ks = passk.numbers(options.k, least)
     passk.check_interpreter(box, judged)
     run = passk.fingerprint(items=items, source=source, python=options.python, kind=kind)
     out = Path(options.out) if options.out else None
-    return passk.summary(passk.evaluate(judged, draw, box, out, run), ks)
+    return passk.summary(passk.evaluate(judged, draw, box, out, run), ks, both)
 
 
 def parser() -> argparse.ArgumentParser:
@@ -387,11 +447,12 @@ def parser() -> argparse.ArgumentParser:
         flag("--out", default="", help="JSON-lines file, a line an answer or item")
         flag("--n", type=int, default=1 if own else 5, help="samples of each (default %(default)s)")
         flag("--k", default="1", metavar="K,K", help="which Pass@k, such as 1,5 (default 1)")
-        flag("--temperature", type=float, default=0.8, help="of these samples (0.8)")
+        flag("--temperature", type=float, help="of these samples (0.8; 0, greedy, for --n 1)")
         flag("--top-p", type=float, default=0.7, help="of these samples (0.7)")
-        flag("--max-new-tokens", type=int, default=384 if own else 512, help="longest answer")
+        longest = {"updates": 384, "codeupdatearena": 512, "humaneval": 768}[name]
+        flag("--max-new-tokens", type=int, default=longest, help="longest answer (%(default)s)")
         flag("--seed", type=int, default=0, help="of sampling")
-        flag("--device", default="cuda" if torch.cuda.is_available() else "cpu", help="cpu or cuda")
+        flag("--device", default="auto", help="cpu, cuda, mps ... (auto: the GPU if there is one)")
         flag("--dtype", default="auto", choices=DTYPES, help="auto: the faster one here")
         if own:
             flag("--split", default="", help="such as test,test_hard (default: all)")
@@ -402,7 +463,11 @@ def parser() -> argparse.ArgumentParser:
         else:
             flag("--predictions", default="", metavar="FILE", help="samples, or: reference")
             flag("--python", default=sys.executable, metavar="PATH", help="interpreter to run in")
+        if name == "humaneval":
+            text = "plain: as anybody asks a chat model, think: as the paper does (%(default)s)"
+            flag("--ask", default="plain", choices=("plain", "think"), help=text)
         flag("--sandbox", default="", metavar="bwrap|plain", help="default: the better at hand")
+    commands.choices["codeupdatearena"].set_defaults(ask="think")
     return parser
 
 
@@ -411,7 +476,11 @@ def main(arguments: list[str] | None = None) -> int:
     transformers_logging.set_verbosity_error()
     transformers_logging.disable_progress_bar()
     options = parser().parse_args(arguments)
+    if options.temperature is None:
+        options.temperature = 0.8 if options.n > 1 else 0.0
     try:
+        options.device = machine.chosen_device(options.device)
+        check_out(options.out)
         print((updates if options.command == "updates" else benchmark)(options))
     except (ValueError, OSError) as error:
         print(f"evaluate.py: {error}", file=sys.stderr)

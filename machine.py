@@ -92,6 +92,11 @@ def chosen_device(device: str) -> str:
         return "cuda" if torch.cuda.is_available() else "cpu"
     if device == "cuda" and not torch.cuda.is_available():
         raise ValueError("--device cuda: torch sees no GPU on this machine; use --device cpu")
+    if device not in ("cpu", "cuda"):
+        try:
+            torch.empty(1, device=device)
+        except (RuntimeError, AssertionError):  # as torch says of mps and of cuda:0
+            raise ValueError(f"--device {device}: none on this machine; use --device cpu") from None
     return device
 
 

@@ -32,7 +32,7 @@ from transformers.utils import logging
 import data
 from policy import Policy, load
 from report import coloured, write
-from reward import extract_code, strip_comments
+from reward import any_code, extract_code, strip_comments
 
 
 def answer(policy: Policy, row: data.Example, samples: int, most: int) -> str:
@@ -41,16 +41,18 @@ def answer(policy: Policy, row: data.Example, samples: int, most: int) -> str:
     how = dict(group_size=samples, max_new_tokens=most, temperature=float(samples > 1))
     torch.manual_seed(0)
     votes: dict[str, list[str]] = {}  # programs that differ only in comments vote together
-    for text in policy.texts(policy.sample(policy.prompts([row]), **how)):
+    rollout = policy.sample(policy.prompts([row]), **how)
+    for text, cut in zip(policy.texts(rollout), rollout.truncated.flatten(), strict=True):
+        code = extract_code(text) if cut else any_code(text)  # half a program may parse, too
         with suppress(SyntaxError):
-            votes.setdefault(strip_comments(extract_code(text) or "?"), []).append(text)
+            votes.setdefault(strip_comments(code or "?"), []).append(code)
     votes.pop("", None)  # nothing but comments
     if not votes:
         raise ValueError(f"no answer of at most {most} tokens holds code that parses")
     same = max(votes.values(), key=len)  # of equally many the first
     if samples > 1:
         print(f"{row.id}: {len(same)} of {samples} answers agree", file=sys.stderr)
-    return extract_code(same[0])
+    return same[0]
 
 
 def migrated(policy: Policy, name: str, old: str, options: argparse.Namespace) -> str:

@@ -12,6 +12,7 @@ left out and counted apart.
 import ast
 import dataclasses
 import hashlib
+import itertools
 import json
 import math
 import os
@@ -23,15 +24,16 @@ from pathlib import Path
 import numpy as np
 from tqdm import tqdm
 
+import data
 import sandbox
-from data import benchmarks
 from data.benchmarks import Item
 from sandbox import Box, Limits, Task, Verdict
 
 LIMITS = Limits(cpu=15, memory=8 << 30)  # seconds: what CodeUpdateArena gives a test; bytes
 ROUND = 32  # items that are sampled, then judged, together
 Codes = list[str | None]  # the samples of one item; None: the answer held no code
-Draw = Callable[[list[Item]], list[Codes]]
+# The samples of each item, and whether each has the form that was asked for.
+Draw = Callable[[list[Item]], list[tuple[Codes, list[bool]]]]
 
 # ---- one sample ---------------------------------------------------------------------------------
 
@@ -46,10 +48,11 @@ class Result:
     verdicts: list[str] = field(default_factory=list)  # pass, fail or could-not-run, by sample
     reasons: list[str] = field(default_factory=list)
     without: list[str] = field(default_factory=list)  # the same without the update; "": not run
-    code: Codes = field(default_factory=list)
+    code: Codes = field(default_factory=list)  # in any form
+    asked: list[bool] = field(default_factory=list)  # has the form asked for; []: all have
 
 
-def judge(item: Item, codes: Codes, box: Box) -> Result:
+def judge(item: Item, codes: Codes, box: Box, asked: list[bool] | None = None) -> Result:
     """Run every sample of one item; equal samples run once."""
     seen: dict[str | None, tuple[Verdict, str]] = {}
     for code in codes:
@@ -57,7 +60,7 @@ def judge(item: Item, codes: Codes, box: Box) -> Result:
             seen[code] = _judge_one(item, code, box)
     verdicts, without = zip(*(seen[code] for code in codes), strict=True)
     outcomes, reasons = zip(*((v.outcome, v.reason) for v in verdicts), strict=True)
-    lists = (list(x) for x in (outcomes, reasons, without, codes))
+    lists = (list(x) for x in (outcomes, reasons, without, codes, asked or []))
     return Result(item.id, item.package, item.kind, *lists)
 
 
@@ -130,20 +133,28 @@ def bootstrap(values: list[float], draws: int = 2000) -> Score:
     return Score(float(x.mean()), float(low), float(high), len(x))
 
 
-def counts(result: Result, needs_update: bool) -> tuple[int, int]:
-    """(samples that could be judged, samples that pass); `needs_update`: and fail without it."""
+def counts(result: Result, needs_update: bool, asked: bool = True) -> tuple[int, int]:
+    """(samples that could be judged, samples that pass); `needs_update`: and fail without it.
+
+    `asked`: a sample in another form than was asked for fails, whatever its code does.
+    """
     n = c = 0
-    for verdict, without in zip(result.verdicts, result.without, strict=True):
+    forms = result.asked or [True] * len(result.verdicts)
+    for verdict, without, form in zip(result.verdicts, result.without, forms, strict=True):
         unknown = needs_update and verdict == "pass" and without == "could-not-run"
-        if verdict != "could-not-run" and not unknown:
+        if asked and not form:
+            n += 1
+        elif verdict != "could-not-run" and not unknown:
             n += 1
             c += verdict == "pass" and not (needs_update and without == "pass")
     return n, c
 
 
-def score(results: list[Result], k: int, needs_update: bool = False) -> Score | None:
+def score(
+    results: list[Result], k: int, needs_update: bool = False, asked: bool = True
+) -> Score | None:
     """Pass@k (UPass@k: `needs_update`) over the items with k judged samples; None if none has."""
-    pairs = [counts(result, needs_update) for result in results]
+    pairs = [counts(result, needs_update, asked) for result in results]
     values = [pass_at_k(n, c, k) for n, c in pairs if n >= k]
     return bootstrap(values) if values else None
 
@@ -164,17 +175,21 @@ def numbers(text: str, samples: int) -> list[int]:
     return ks
 
 
-def table(results: list[Result], ks: list[int]) -> str:
-    """Markdown: all items, then by package and by kind of update where there are any."""
+def table(results: list[Result], ks: list[int], both: bool = False) -> str:
+    """Markdown: all items, then by package and by kind of update where there are any.
+
+    `both`: code in the asked form and in any form, side by side.
+    """
     updates = any(result.package for result in results)
-    heads = [f"{name}@{k}" for k in ks for name in ("Pass", "UPass")[: 1 + updates]]
+    columns = list(itertools.product((True, False)[: 1 + both], ks, (False, True)[: 1 + updates]))
+    heads = [f"{'U' * u}Pass@{k}{'' if asked else ', any form'}" for asked, k, u in columns]
     lines = [f"| | items | {' | '.join(heads)} |", "|---" * (2 + len(heads)) + "|"]
     groups = {"all": results}
     for name in ("package", "kind"):
         for value in sorted({getattr(r, name) for r in results} - {""}):
             groups[value] = [r for r in results if getattr(r, name) == value]
     for title, rows in groups.items():
-        scores = [score(rows, k, u) for k in ks for u in (False, True)[: 1 + updates]]
+        scores = [score(rows, k, u, asked) for asked, k, u in columns]
         cells = [percent(s) if s else "-" for s in scores]
         lines.append(f"| {title} | {len(rows)} | {' | '.join(cells)} |")
     return "\n".join(lines)
@@ -190,23 +205,21 @@ def read_results(path: Path, run: str) -> list[Result]:
     """
     if not path.exists():
         return []
-    raw = path.read_bytes()
-    whole = raw[: raw.rfind(b"\n") + 1]
     results = []
     names = {f.name for f in dataclasses.fields(Result)}
-    for number, line in enumerate(whole.splitlines(), start=1):
-        try:
-            row = json.loads(line)
-            theirs = row.pop("run")
+    try:
+        for where, row in data.json_lines(path, partial=True):
+            if not names - {"asked"} <= row.keys():
+                raise ValueError(f"{where}: no result")
+            if row.get("run") != run:
+                raise ValueError(f"{path} holds results of other data, samples or settings")
+            row = {"asked": []} | row  # older files have none
             results.append(Result(**{name: row[name] for name in names}))
-        except (ValueError, KeyError, TypeError, AttributeError):
-            raise ValueError(f"--out {path}, line {number}: no result; give a new file") from None
-        if theirs != run:
-            raise ValueError(
-                f"--out {path} holds results of other data, samples or settings; give a new file"
-            )
-    if whole != raw:
-        path.write_bytes(whole)
+    except ValueError as error:
+        raise ValueError(f"--out {error}; give a new file") from None
+    raw = path.read_bytes()
+    if not raw.endswith(b"\n"):
+        path.write_bytes(raw[: raw.rfind(b"\n") + 1])
     return results
 
 
@@ -235,7 +248,7 @@ def predictions(benchmark: str, path: str, items: list[Item]) -> dict[str, Codes
     name, text = FIELDS[benchmark]
     known = {item.id for item in items}
     samples: dict[str, Codes] = {}
-    for where, row in benchmarks.rows(Path(path)):
+    for where, row in data.json_lines(path):
         if not isinstance(row.get(name), str) or not isinstance(row.get(text), str):
             raise ValueError(f"{where}: a prediction needs the text fields '{name}' and '{text}'")
         if row[name] not in known:
@@ -261,8 +274,8 @@ def evaluate(items: list[Item], draw: Draw, box: Box, out: Path | None, run: str
     with bar, open(out or os.devnull, "a", encoding="utf-8") as file:
         for start in range(0, len(todo), ROUND):
             part = todo[start : start + ROUND]
-            jobs = list(zip(part, draw(part), strict=True))
-            for _, result in sandbox.at_once(lambda job: judge(*job, box), jobs):
+            jobs = list(zip(part, *zip(*draw(part), strict=True), strict=True))
+            for _, result in sandbox.at_once(lambda job: judge(*job[:2], box, job[2]), jobs):
                 done[result.id] = result
                 file.write(line(result, run))
                 file.flush()
@@ -287,9 +300,9 @@ def check_interpreter(box: Box, items: list[Item]) -> None:
             print(f"{count} of {len(items)} items cannot be run: {error}", file=sys.stderr)
 
 
-def summary(results: list[Result], ks: list[int]) -> str:
+def summary(results: list[Result], ks: list[int], both: bool = False) -> str:
     """The table, and the count of what could not be run, with one reason."""
-    text = table(results, ks)
+    text = table(results, ks, both)
     lost = [
         reason
         for r in results

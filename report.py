@@ -220,18 +220,14 @@ def finite(value):
 
 def rows(folder: Path) -> list[dict]:
     """Every whole line; ValueError names one that is damaged. A last one half written is none."""
-    file = folder / "metrics.jsonl"
-    text = file.read_text(encoding="utf-8", errors="replace") if file.exists() else ""
-    parsed = []
-    for number, line in enumerate(text.split("\n")[:-1], start=1):
-        try:
-            row = json.loads(line) if line.strip() else None
-        except ValueError:
-            row = 0
-        sound = isinstance(row, dict) and type(row.get("step", 0)) is int
-        if row is not None and not sound:
-            raise ValueError(f"{file}, line {number}, is damaged: delete that line to go on")
-        parsed += [row] if row else []
+    file, parsed = folder / "metrics.jsonl", []
+    try:
+        for where, row in data.json_lines(file, partial=True) if file.exists() else ():
+            if type(row.get("step", 0)) is not int:
+                raise ValueError(f"{where}: its step is no whole number")
+            parsed.append(row)
+    except ValueError as error:
+        raise ValueError(f"{error}: delete that line to go on") from None
     return parsed
 
 

@@ -16,6 +16,7 @@ Nothing here runs the code.
 import ast
 import io
 import os.path
+import re
 import tokenize
 import warnings
 from collections.abc import Iterator
@@ -25,6 +26,7 @@ import torch
 from torch import FloatTensor, LongTensor, Tensor
 
 Pair = tuple[str, str]
+PYTHON = ("", "python", "py")  # what may stand behind the ``` that opens a fence of code
 Device = str | torch.device
 
 # ---- rewards ------------------------------------------------------------------------------------
@@ -155,9 +157,53 @@ def extract_code(completion: str) -> str | None:
     if "<answer>" in answer or "<think>" in before or "</think>" in after:  # nested
         return None
     blocks = _fenced_blocks(answer)
-    if len(blocks) != 1 or blocks[0] is None or blocks[0][0] not in ("", "python", "py"):
+    if len(blocks) != 1 or blocks[0] is None or blocks[0][0] not in PYTHON:
         return None
     return blocks[0][1]
+
+
+def any_code(completion: str) -> str | None:
+    """The code of an answer in whatever form; None if there is none. For reports, never training.
+
+    The code in the asked form, if there is one. Else, of what stands after the last </think> (of
+    everything, where nothing does) without answer tags: the last fence of Python, if no fence is
+    left open (the answer was cut off); where there is no fence at all, the whole text, if it parses
+    and imports, calls, defines or assigns something: a word of prose that parses is no code.
+    """
+    if len(completion) > MAX_TEXT:
+        return None
+    code = extract_code(completion)
+    if code is not None:
+        return code
+    thought, _, rest = re.sub("</?answer>", "\n", completion).rpartition("</think>")
+    text = rest if rest.strip() else thought
+    blocks = _fenced_blocks(text)
+    if blocks:
+        fences = [code for language, code in blocks if language in PYTHON] if blocks[-1] else []
+        return fences[-1] if fences else None
+    return text.strip("\n") if _does_something(text) else None
+
+
+def _does_something(text: str) -> bool:
+    try:
+        program = strip_comments(text)  # first: it guards the parser
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")
+            return any(isinstance(node, DEEDS) for node in ast.walk(ast.parse(program)))
+    except PARSER_ERRORS:
+        return False
+
+
+DEEDS = (ast.Import, ast.ImportFrom, ast.Call, ast.Assign, ast.AugAssign)
+DEEDS += (ast.FunctionDef, ast.AsyncFunctionDef, ast.ClassDef)
+
+
+def same(code: str | None, program: str) -> bool:
+    """Whether `code` is this program, comments, docstrings and blank lines aside."""
+    try:
+        return code is not None and strip_comments(code) == strip_comments(program)
+    except SyntaxError:
+        return False
 
 
 def _fenced_blocks(text: str) -> list[Pair | None]:

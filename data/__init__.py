@@ -10,9 +10,11 @@ Not here: how the rows are made (`data/build.py`), and the bundled policy (`data
 import ast
 import datetime
 import functools
+import gzip
 import hashlib
 import json
 import re
+from collections.abc import Iterator
 from dataclasses import dataclass, fields
 from pathlib import Path
 
@@ -82,12 +84,43 @@ def where(path: str | Path | None, example: Example) -> str:
     """Where an example stands, for a complaint about it: "FILE, line 7"."""
     path = Path(path) if path else DEFAULT
     rows = _rows(path, path.stat().st_mtime_ns)
-    return f"{path}, line {next(n for n, row in rows.items() if row == example)}"
+    return next(place for place, row in rows.items() if row == example)
 
 
 def fingerprint(path: str | Path | None) -> str:
     """The same for the same rows: a run that goes on must find the data that it began with."""
     return hashlib.sha256(repr(_read(path)).encode()).hexdigest()
+
+
+def digest(example: Example) -> str:
+    """A short name of a row, by all that it says: rows may have no id, or share one."""
+    return hashlib.sha256(repr(example).encode()).hexdigest()[:12]
+
+
+def json_lines(path: str | Path, partial: bool = False) -> Iterator[tuple[str, dict]]:
+    """("FILE, line 7", object) for each line that is not blank, of any JSON-lines file we read.
+
+    With a byte order mark or without, gzip or not. `partial` leaves out a last line that has no
+    end: a stopped run wrote half of it. ValueError names file and line of what is no object.
+    """
+    try:
+        raw = Path(path).read_bytes()
+        raw = gzip.decompress(raw) if raw[:2] == b"\x1f\x8b" else raw
+    except (OSError, EOFError, gzip.zlib.error) as error:
+        raise ValueError(f"{path} cannot be read: {error}") from None
+    # Split on "\n" alone: str.splitlines would also cut at form feeds and U+2028 inside a string.
+    lines = raw.split(b"\n")
+    for number, line in enumerate(lines[:-1] if partial else lines, start=1):
+        where = f"{path}, line {number}"
+        if not line.strip(b" \t\r\xef\xbb\xbf"):  # a byte order mark alone is blank, too
+            continue
+        try:
+            row = json.loads(line.decode("utf-8-sig"))
+        except (ValueError, RecursionError) as error:  # bad JSON and bad UTF-8 alike
+            raise ValueError(f"{where}: not a JSON object ({error})") from None
+        if not isinstance(row, dict):
+            raise ValueError(f"{where}: not a JSON object but a {type(row).__name__}")
+        yield where, row
 
 
 def _read(path: str | Path | None) -> list[Example]:
@@ -98,29 +131,21 @@ def _read(path: str | Path | None) -> list[Example]:
 
 
 @functools.lru_cache(maxsize=4)  # a run asks for several splits of one file
-def _rows(path: Path, _changed: int) -> dict[int, Example]:
-    """Each row by its line number."""
-    # Split on "\n" alone: str.splitlines would also cut at form feeds and U+2028 inside a string.
-    lines = enumerate(path.read_bytes().split(b"\n"), start=1)
-    rows = {n: _example(line, f"{path}, line {n}") for n, line in lines if line.strip()}
+def _rows(path: Path, _changed: int) -> dict[str, Example]:
+    """Each row by its place: "FILE, line 7"."""
+    rows = {where: _example(row, where) for where, row in json_lines(path)}
     marked = any(row.split for row in rows.values())
-    for n, row in rows.items():
+    for where, row in rows.items():
         if marked and row.split not in SPLITS:
             raise ValueError(
-                f"{path}, line {n}: field 'split' is '{row.split}': "
+                f"{where}: field 'split' is '{row.split}': "
                 f"give one of {', '.join(SPLITS)} in every row, or leave it out in all"
             )
     return rows
 
 
-def _example(line: bytes, where: str) -> Example:
-    """Parse and check one line; every complaint starts with `where`."""
-    try:
-        row = json.loads(line.decode("utf-8-sig"))
-    except (ValueError, RecursionError) as error:  # bad JSON and bad UTF-8 alike
-        raise ValueError(f"{where}: not a JSON object ({error})") from None
-    if not isinstance(row, dict):
-        raise ValueError(f"{where}: not a JSON object but a {type(row).__name__}")
+def _example(row: dict, where: str) -> Example:
+    """Check one row; every complaint starts with `where`."""
     known = {f.name for f in fields(Example)}
     for name in PAPER_FIELDS + sorted(known & row.keys()):
         if name not in row:
@@ -158,13 +183,14 @@ def prompt(example: Example, tokenizer) -> list[int]:
     return opened(messages(example), tokenizer)
 
 
-def opened(turns: list[dict[str, str]], tokenizer) -> list[int]:
+def opened(turns: list[dict[str, str]], tokenizer, opening: str = OPENING) -> list[int]:
     """Token ids of these turns in the model's own chat template, and of the answer's opening."""
     turns = [turn | {"content": _marked(turn["content"], tokenizer)} for turn in turns]
     text = rendered(turns, tokenizer, add_generation_prompt=True)
-    text = re.sub(r"<think>\s*(</think>\s*)?$", "", text)  # some templates begin a thought, too
+    if opening:  # some templates begin a thought, too
+        text = re.sub(r"<think>\s*(</think>\s*)?$", "", text)
     # The template has written its own special tokens: none may be added a second time.
-    return _ids(text + OPENING, tokenizer)
+    return _ids(text + opening, tokenizer)
 
 
 # A template that writes the date is told this one: a prompt is the same tomorrow, in a run that

@@ -12,8 +12,6 @@ Not here: how programs are run (`sandbox.py`) and what their verdicts add up to 
 """
 
 import ast
-import gzip
-import json
 import re
 from collections.abc import Iterator
 from dataclasses import dataclass
@@ -22,6 +20,7 @@ from pathlib import Path
 import data
 
 NAMES = ("codeupdatearena", "humaneval")
+PLAIN = "Answer with the whole program, its imports included, in one ```python fence."
 
 
 @dataclass(frozen=True)
@@ -45,7 +44,7 @@ def read(name: str, path: str | Path) -> list[Item]:
     """Every item of a benchmark's file. ValueError names file, line and field of a fault."""
     make = {"codeupdatearena": _arena, "humaneval": _humaneval}[name]
     items: dict[str, Item] = {}
-    for where, row in rows(Path(path)):
+    for where, row in data.json_lines(path):
         for item in make(row, where):
             if item.id in items:
                 raise ValueError(f"{where}: the id '{item.id}' stands in the file a second time")
@@ -56,29 +55,20 @@ def read(name: str, path: str | Path) -> list[Item]:
 
 
 def messages(item: Item) -> list[dict[str, str]]:
-    """The conversation: the system turn and the way to answer are those of training."""
+    """The paper's conversation: the system turn and the way to answer are those of training."""
     user = f"{item.user}\n{data.TASK}"
     return [{"role": "system", "content": data.SYSTEM}, {"role": "user", "content": user}]
 
 
-def rows(path: Path) -> Iterator[tuple[str, dict]]:
-    """(file and line, row) for each line that is not empty."""
-    try:
-        raw = path.read_bytes()
-        raw = gzip.decompress(raw) if raw[:2] == b"\x1f\x8b" else raw
-    except (OSError, EOFError, gzip.zlib.error) as error:
-        raise ValueError(f"{path} cannot be read: {error}") from None
-    for number, line in enumerate(raw.split(b"\n"), start=1):
-        where = f"{path}, line {number}"
-        if not line.strip():
-            continue
-        try:
-            row = json.loads(line.decode("utf-8-sig"))
-        except (ValueError, RecursionError) as error:
-            raise ValueError(f"{where}: not a JSON object ({error})") from None
-        if not isinstance(row, dict):
-            raise ValueError(f"{where}: not a JSON object but a {type(row).__name__}")
-        yield where, row
+def prompt(item: Item, tokenizer, ask: str) -> list[int]:
+    """Token ids of an item's prompt, as `ask` says: "think", the paper's form, or "plain".
+
+    Plain is how a chat model is asked by anybody: no system turn but the template's own, and the
+    answer's turn is opened by the template alone.
+    """
+    if ask == "think":
+        return data.opened(messages(item), tokenizer)
+    return data.opened([{"role": "user", "content": f"{PLAIN}\n{item.user}"}], tokenizer, "")
 
 
 def _text(row: dict, name: str, where: str) -> str:

@@ -201,20 +201,21 @@ def compare(row, truth, run) -> Outcome:
 def table(splits: dict[str, list]) -> str:
     """Markdown on graded answers that have `run` and `reason`, by split.
 
-    Shares are of the rows that could be run; an exact answer is right without a run.
+    Shares are of the rows that could be run; an exact answer is right without a run. `exact` and
+    `right by execution` count code in the asked form, and the other two in any form.
     """
-    lines = [
-        "| split | rows | could not run | exact | right by execution | right, but not exact |",
-        "|---" * 6 + "|",
-    ]
+    heads = ("split", "rows", "could not run", "exact", "right by execution")
+    heads += ("the same, any form", "right, but not exact")
+    lines = [f"| {' | '.join(heads)} |", "|---" * len(heads) + "|"]
     rescued, reasons = {}, collections.Counter()
     for name, graded in splits.items():
         known = [g for g in graded if g.run != UNKNOWN]
         right = [g for g in known if g.run == RIGHT]
-        rescued[name] = [g.example.id for g in right if not g.exact]
+        rescued[name] = [g.example.id for g in right if not g.exact_any]
         reasons.update(g.reason for g in graded if g.run == UNKNOWN)
         shares = (f"{n} ({100 * n / max(len(known), 1):.1f} %)" for n in (
-            len(right) - len(rescued[name]), len(right), len(rescued[name])))  # fmt: skip
+            sum(g.exact for g in known), sum(g.asked for g in right), len(right),
+            len(rescued[name])))  # fmt: skip
         lines.append(
             f"| {name} | {len(graded)} | {len(graded) - len(known)} | {' | '.join(shares)} |"
         )

@@ -37,7 +37,7 @@ from typing import NamedTuple
 
 from tqdm import tqdm
 
-from data import HERE, build
+from data import HERE, build, json_lines
 
 RECORD = HERE / "verified.jsonl"
 EXACT = HERE / "verified_exact.jsonl"  # of --exact
@@ -368,9 +368,9 @@ def state(record: dict[str, str]) -> str:
 
 def read(path: Path) -> dict[str, dict[str, str]]:
     """The records of a file by id."""
-    lines = path.read_text(encoding="utf-8").splitlines() if path.exists() else []
     try:
-        return {record["id"]: record for record in map(json.loads, lines)}
+        lines = json_lines(path) if path.exists() else ()
+        return {record["id"]: record for _, record in lines}
     except (ValueError, TypeError, KeyError):
         sys.exit(f"{path.name} has a line that is no record: delete the file and start again")
 

@@ -6,6 +6,7 @@ import json
 import math
 
 import pytest
+from transformers import AutoTokenizer
 
 import data
 import evaluate
@@ -279,6 +280,28 @@ def test_the_table_has_all_packages_and_kinds():
     assert "UPass" not in bench.table([Result("a", verdicts=["pass"], without=[""])], [1])
 
 
+def test_code_in_another_form_fails_as_asked_and_counts_in_any_form(tmp_path):
+    """Prevents: a chat model that scores 0 for its form, or a form that is not asked for paid."""
+    verdicts, asked = ["pass", "pass", "fail", "could-not-run"], [True, False, False, False]
+    r = Result("a", "math", "add", verdicts, [""] * 4, ["fail", "fail", "", ""], [], asked)
+    # As asked: all four are judged, one passes. In any form: three are judged, two pass.
+    assert bench.counts(r, False) == (4, 1) and bench.counts(r, False, asked=False) == (3, 2)
+    lines = bench.table([r], [1], both=True).splitlines()
+    assert lines[0] == "| | items | Pass@1 | UPass@1 | Pass@1, any form | UPass@1, any form |"
+    cells = [f"{x} [{x}, {x}]" for x in ("25.0", "25.0", "66.7", "66.7")]
+    assert lines[2] == f"| all | 1 | {' | '.join(cells)} |"
+    (tmp_path / "a.jsonl").write_text(bench.line(r, "r"))
+    assert bench.read_results(tmp_path / "a.jsonl", "r") == [r]
+
+
+def test_a_file_of_before_any_form_still_reads(tmp_path):
+    """Prevents: hours of judged samples refused for a field that they do not need."""
+    row = json.loads(bench.line(RESULTS[0], "r"))
+    del row["asked"]
+    (tmp_path / "a.jsonl").write_text(json.dumps(row) + "\n")
+    assert bench.read_results(tmp_path / "a.jsonl", "r") == RESULTS[:1]
+
+
 # ---- the file of results ------------------------------------------------------------------------
 
 
@@ -297,7 +320,7 @@ def test_a_file_that_holds_something_else_is_not_touched(text, tmp_path):
     """The results of another run, or notes of a person, would be lost."""
     path = tmp_path / "out.jsonl"
     path.write_text(text)
-    with pytest.raises(ValueError, match="line 1: no result; give a new file"):
+    with pytest.raises(ValueError, match="out.jsonl, line 1: no.*; give a new file$"):
         bench.read_results(path, "r")
     path.write_text(bench.line(RESULTS[0], "other"))
     with pytest.raises(ValueError, match="other data, samples or settings"):
@@ -316,7 +339,7 @@ def test_an_interrupted_run_goes_on_with_what_is_missing(tmp_path, monkeypatch):
         asked.append([item.id for item in part])
         if len(asked) == 2:
             raise KeyboardInterrupt
-        return [[item.reference] for item in part]
+        return [([item.reference], [True]) for item in part]
 
     with pytest.raises(KeyboardInterrupt):
         bench.evaluate(items, draw, Box(), out, "r")
@@ -417,6 +440,58 @@ def test_libraries_are_those_that_the_benchmark_itself_imports(tmp_path):
     """An import in a program's code must not decide what the machine is asked for."""
     items = benchmarks.read("codeupdatearena", _write(tmp_path / "a.jsonl", GROUPED))
     assert [bench.libraries(item) for item in items] == [(), (), ("numpy",)]
+
+
+class Speaker:
+    """A policy whose every answer is this text. It keeps the prompts and how it was to sample."""
+
+    def __init__(self, text: str):
+        self.text, self.tokenizer = text, AutoTokenizer.from_pretrained(data.POLICY)
+
+    def sample(self, prompts, *, group_size, **how):
+        self.asked, self.how = [self.tokenizer.decode(ids) for ids in prompts], how
+        return len(prompts) * group_size
+
+    def texts(self, count):
+        return [self.text] * count
+
+
+FENCED = "Sure:\n```python\ndef double(x):\n    return 2 * x\n```\nIt doubles."
+
+
+def test_humaneval_is_asked_plainly_and_greedily(tmp_path, capsys, monkeypatch):
+    """Prevents: a chat model measured in a form it was never taught; luck in a single sample."""
+    speaker = Speaker(FENCED)
+    monkeypatch.setattr(evaluate, "load", lambda *_: speaker)
+    command = ["humaneval", "--data", _write(tmp_path / "a.jsonl", [DOUBLE]), "--n", "1"]
+    assert evaluate.main(command) == 0
+    shown = capsys.readouterr().out
+    assert "| all | 1 | 100.0 [100.0, 100.0] |" in shown and "any form" not in shown
+    turns = [{"role": "user", "content": "QUESTION"}]
+    template = speaker.tokenizer.apply_chat_template
+    head, tail = template(turns, add_generation_prompt=True, tokenize=False).split("QUESTION")
+    (prompt,) = speaker.asked
+    assert prompt.startswith(head) and prompt.endswith(tail)  # nothing but the template's own
+    assert "def double(x: int) -> int:" in prompt and "think" not in prompt
+    assert speaker.how["temperature"] == 0 and speaker.how["max_new_tokens"] == 768
+
+
+def test_the_papers_form_is_scored_both_ways(tmp_path, capsys, monkeypatch):
+    """Prevents: an untouched model's 0 % for its form taken for what it cannot do."""
+    speaker = Speaker(FENCED)
+    monkeypatch.setattr(evaluate, "load", lambda *_: speaker)
+    command = ["humaneval", "--data", _write(tmp_path / "a.jsonl", [DOUBLE]), "--ask", "think"]
+    assert evaluate.main([*command, "--n", "2"]) == 0
+    assert "| all | 1 | 0.0 [0.0, 0.0] | 100.0 [100.0, 100.0] |" in capsys.readouterr().out
+    assert speaker.asked[0].endswith("<think>") and speaker.how["temperature"] == 0.8
+    speaker.text = f"so</think><answer>\n{FENCED}\n</answer>"  # the asked form
+    assert evaluate.main(command) == 0
+    assert speaker.asked[0].count("double") and "| all | 1 | 100.0 [" in capsys.readouterr().out
+    (tmp_path / "a.jsonl").write_text(json.dumps(GROUPED[0]))
+    command = ["codeupdatearena", "--data", str(tmp_path / "a.jsonl"), "--n", "1"]
+    assert evaluate.main(command) == 0
+    head = "| | items | Pass@1 | UPass@1 | Pass@1, any form | UPass@1, any form |"
+    assert head in capsys.readouterr().out and speaker.asked[0].endswith("<think>")
 
 
 def test_a_models_own_samples_are_drawn_again_alike(tiny, tmp_path, capsys):

@@ -7,6 +7,7 @@ import sys
 from dataclasses import replace
 
 import pytest
+import torch
 
 import data
 import evaluate
@@ -30,6 +31,35 @@ def test_grades_by_hand():
     assert [g.format for g in graded] == [1, 1, -1, 1]
     means = evaluate.means(graded)
     assert (means["em_star"], means["exact"], means["format"]) == (-3.5 / 4, 25.0, 75.0)
+
+
+def test_right_in_any_form_by_hand():
+    """Prevents: a base model that scores 0 for its form; lines of before refused at --resume."""
+    row = data.load()[0]
+    fenced = f"Sure!\n```py\n{row.new_code}\n```\nI hope this helps."
+    lazy = f"\n</think>\n{row.old_code}\n# nothing to do"
+    asked = data.answer("", row.new_code)
+    graded = evaluate.grade([row] * 4, [asked, fenced, lazy, "no code"])
+    assert [g.exact for g in graded] == [True, False, False, False]
+    assert [g.exact_any for g in graded] == [True, True, False, False]
+    assert [g.copied_any for g in graded] == [False, False, True, False]
+    assert [g.asked for g in graded] == [True, False, False, False]
+    means = evaluate.means(graded)
+    assert (means["exact"], means["exact_any"], means["copies_any"]) == (25.0, 50.0, 25.0)
+    titles, _, line = evaluate.breakdown({"test": graded}).splitlines()
+    assert titles.endswith("| copies | exact | copies, any form | exact, any form |")
+    cells = [cell.split(" [")[0] for cell in line.split(" | ")[5:]]
+    assert cells == ["0.0", "25.0", "25.0", "50.0"]
+
+
+def test_answers_of_before_any_form_are_graded_anew(tmp_path):
+    """Prevents: a run whose before.jsonl is of an older version grades the base a second time."""
+    rows = {"test": data.load(split="test")[:2]}
+    graded = {"test": evaluate.copied(rows["test"])}
+    old = [json.loads(line) for line in evaluate.lines(graded).splitlines()]
+    assert [row.pop("exact_any") for row in old] == [False, False]
+    (tmp_path / "a.jsonl").write_text("".join(json.dumps(row) + "\n" for row in old))
+    assert evaluate.read(tmp_path / "a.jsonl", rows) == graded
 
 
 def test_copies_count_where_something_was_to_be_done():
@@ -83,10 +113,10 @@ def test_a_damaged_line_of_metrics_has_a_number(tmp_path):
     """Prevents: --resume ends in a traceback, after the base was graded, for a line cut in two."""
     lines = ['{"step": 1}', "", '{"step": 2', '{"step": 3}']
     (tmp_path / "metrics.jsonl").write_text("\n".join(lines) + "\n")
-    with pytest.raises(ValueError, match="metrics.jsonl, line 3, is damaged"):
+    with pytest.raises(ValueError, match="metrics.jsonl, line 3: .*delete that line"):
         report.rewind(tmp_path, 3)
     (tmp_path / "metrics.jsonl").write_text('{"step": "1"}\n')
-    with pytest.raises(ValueError, match="metrics.jsonl, line 1, is damaged"):
+    with pytest.raises(ValueError, match="metrics.jsonl, line 1: .*delete that line"):
         report.rewind(tmp_path, 3)
     (tmp_path / "metrics.jsonl").write_text('{"step": 1}\n\n{"step": 2}\n{"step": 3')
     report.rewind(tmp_path, 2)
@@ -118,8 +148,6 @@ def test_a_diff_is_plain_where_nobody_sees_colours(monkeypatch):
 
 def test_entropy_is_the_surprise_of_a_token():
     """Prevents: a sum over padding, or over samples without their lengths."""
-    import torch
-
     from rollout import Rollout
 
     logp = torch.tensor([[[-1.0, -2.0, 0.0], [-3.0, 0.0, 0.0]]])  # lengths 2 and 1
@@ -134,6 +162,64 @@ def test_entropy_is_the_surprise_of_a_token():
     assert list(metrics)[0] == "reward" and list(metrics)[-1] == "loss"
 
 
+# ---------------------------------------------------------------- answers in a file
+
+
+def nameless(count: int) -> list[data.Example]:
+    """Rows of the paper's own form: six fields, no id."""
+    made = []
+    for i in range(count):
+        fields = ("lib", "==2.0", "It is renamed.", f"`old_{i}` is now `new_{i}`.")
+        made.append(data.Example(*fields, f"lib.old_{i}(x)", f"lib.new_{i}(x)", split="test"))
+    return made
+
+
+def right(rows: list[data.Example]) -> list[evaluate.Graded]:
+    return evaluate.grade(rows, [data.answer("", e.new_code) for e in rows])
+
+
+@pytest.mark.parametrize("name", ["", "twin"])
+def test_answers_find_their_rows_without_an_id(tmp_path, name):
+    """Prevents: fourteen right answers read back as one, for rows without ids or with one id."""
+    rows = [replace(e, id=name) for e in nameless(14)]
+    rows.append(rows[0])  # and one that really stands in the data twice
+    (tmp_path / "a.jsonl").write_text(evaluate.lines({"test": right(rows)[::-1]}))
+    read = evaluate.answered(str(tmp_path / "a.jsonl"), {"test": rows})
+    assert [(g.example, g.exact) for g in read["test"]] == [(e, True) for e in rows[::-1]]
+    old = [json.loads(x) for x in evaluate.lines({"test": right(rows)}).splitlines()]
+    assert all(x.pop("row") for x in old)
+    (tmp_path / "a.jsonl").write_text("".join(json.dumps(x) + "\n" for x in old))
+    with pytest.raises(ValueError, match="a.jsonl, line 1: several rows have this id, or none"):
+        evaluate.answered(str(tmp_path / "a.jsonl"), {"test": rows})
+
+
+def test_an_answer_counts_once(tmp_path):
+    """Prevents: a file that stands in itself twice counts eight rows of four."""
+    rows = [replace(e, id=f"row-{i}") for i, e in enumerate(nameless(4))]
+    text = evaluate.lines({"test": right(rows)})
+    (tmp_path / "a.jsonl").write_text(text + text)
+    with pytest.raises(ValueError, match="line 5: a second answer to the same row"):
+        evaluate.answered(str(tmp_path / "a.jsonl"), {"test": rows})
+    (tmp_path / "a.jsonl").write_text(text)
+    changed = [replace(rows[0], new_code="lib.better(x)"), *rows[1:]]  # the data was mended
+    read = evaluate.answered(str(tmp_path / "a.jsonl"), {"test": changed})
+    assert [g.exact for g in read["test"]] == [False, True, True, True]
+
+
+ODD = "\ufeff\n\r\n{}\n \n{}\n"
+
+
+def test_answers_are_read_like_any_json_lines(tmp_path):
+    """Prevents: a byte order mark, a blank line or a raw U+2028 that --data takes, refused."""
+    rows = [replace(e, id=f"row-{i}") for i, e in enumerate(nameless(2))]
+    graded = {"test": evaluate.grade(rows, ["one\u2028two\x85", "\x0cthree"])}
+    lines = [json.loads(line) for line in evaluate.lines(graded).splitlines()]
+    raw = ODD.format(*(json.dumps(line, ensure_ascii=False) for line in lines))
+    (tmp_path / "a.jsonl").write_text(raw, encoding="utf-8")
+    assert evaluate.answered(str(tmp_path / "a.jsonl"), {"test": rows}) == graded
+    assert evaluate.read(tmp_path / "a.jsonl", {"test": rows}) == graded
+
+
 # ---------------------------------------------------------------- the command
 
 
@@ -146,14 +232,17 @@ def test_updates_are_graded_by_split_library_and_kind(small, tmp_path, capsys):
     for name in ("train | 6", "test_seen | 4", "test | 4", "lib | 14", "function renamed | 14"):
         assert f"| {name} |" in shown
     assert (
-        shown.count("0.0 [0.0, 0.0]") == 10
-    )  # copies and exact of three splits, one library, kind
+        shown.count("0.0 [0.0, 0.0]") == 20
+    )  # copies and exact, twice, of three splits, one library, kind
     assert len(out.read_text().splitlines()) == 14
     assert evaluate.main([*command, "--max-new-tokens", "2", "--rows", "3"]) == 0
     assert "| train | 3 |" in capsys.readouterr().out
     more = ["--split", "test", "--n", "3", "--k", "1,3", "--max-new-tokens", "2"]
     assert evaluate.main([*command, *more]) == 0
-    assert "| split | Pass@1 | Pass@3 |" in capsys.readouterr().out
+    assert (
+        "| split | Pass@1 | Pass@3 | Pass@1, any form | Pass@3, any form |"
+        in capsys.readouterr().out
+    )
 
 
 @pytest.mark.parametrize(
@@ -166,6 +255,9 @@ def test_updates_are_graded_by_split_library_and_kind(small, tmp_path, capsys):
         (["--n", "2", "--k", "3"], "--k 3: the item with fewest samples has 2"),
         (["--n", "2", "--k", "x"], "give numbers such as 1,5"),
         (["--n", "2", "--top-p", "0"], "top_p is 0.0"),
+        (["--rows", "-1"], "--rows is -1: give how many of each split, or 0 for all"),
+        (["--device", "xpu:7"], "--device xpu:7: none on this machine"),
+        (["--device", "nonsense"], "--device nonsense: none on this machine"),
     ],
 )
 def test_wrong_requests_are_one_sentence(small, flags, sentence, capsys):
@@ -173,3 +265,22 @@ def test_wrong_requests_are_one_sentence(small, flags, sentence, capsys):
     command = ["updates", "--model", small["model"], "--data", small["data"], "--device", "cpu"]
     assert evaluate.main([*command, "--max-new-tokens", "2", *flags]) == 2
     assert sentence in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("command", ["updates", "humaneval"])
+def test_an_out_that_cannot_be_is_found_before_the_work(tmp_path, monkeypatch, command, capsys):
+    """Prevents: an hour of answers lost, because nobody had made the folder for them."""
+    monkeypatch.setattr(evaluate, "load", lambda *_: pytest.fail("it began to work"))
+    command = [command, "--data", str(tmp_path), "--out"]
+    assert evaluate.main([*command, str(tmp_path / "none" / "a.jsonl")]) == 2
+    assert "none/a.jsonl: there is no such folder, make it first" in capsys.readouterr().err
+    assert evaluate.main([*command, str(tmp_path)]) == 2
+    assert "Is a directory" in capsys.readouterr().err
+
+
+@pytest.mark.skipif(torch.accelerator.is_available(), reason="there is a GPU")
+def test_a_gpu_that_is_not_there_is_one_sentence(small, capsys):
+    """Prevents: torch's AssertionError, after the data were read and the model was loaded."""
+    for device in ("cuda", "cuda:0", "mps"):
+        assert evaluate.main(["updates", "--data", small["data"], "--device", device]) == 2
+        assert capsys.readouterr().err.startswith(f"evaluate.py: --device {device}: ")

@@ -167,8 +167,8 @@ def test_table_by_hand():
     graded += [replace(other, run=UNKNOWN, reason="no Python 2.0")] * 3
     text = execute.table({"test": graded, "train": graded[2:3]}).splitlines()
     # 7 rows less 3 leave 4: 1 of them exact, 2 right, so that 1 is right without being exact.
-    assert text[2] == "| test | 7 | 3 | 1 (25.0 %) | 2 (50.0 %) | 1 (25.0 %) |"
-    assert text[3] == "| train | 1 | 0 | 0 (0.0 %) | 0 (0.0 %) | 0 (0.0 %) |"
+    assert text[2] == "| test | 7 | 3 | 1 (25.0 %) | 2 (50.0 %) | 2 (50.0 %) | 1 (25.0 %) |"
+    assert text[3] == "| train | 1 | 0 | 0 (0.0 %) | 0 (0.0 %) | 0 (0.0 %) | 0 (0.0 %) |"
     assert text[5:] == [
         "Right, but not exact, test: row-0",
         "Right, but not exact, train: none",
@@ -176,32 +176,45 @@ def test_table_by_hand():
     ]
 
 
+def test_right_in_another_form_is_told_apart():
+    """Prevents: execution that pays a form nobody asked for, or does not see what a model can."""
+    row = example("print(2)")
+    texts = ["```\nprint(3)\n```", "```\nprint(2)\n```", data.answer("", "print(3)")]
+    graded = [replace(g, run="right") for g in evaluate.grade([row] * 3, texts)]
+    # Of three that are right, one is as asked; one of the others is exact in its own form.
+    line = execute.table({"test": graded}).splitlines()[2]
+    assert line == "| test | 3 | 0 | 0 (0.0 %) | 1 (33.3 %) | 3 (100.0 %) | 2 (66.7 %) |"
+
+
 def test_the_command_judges_the_answers_of_a_file(here, tmp_path, capsys):
     """Prevents: a model sampled where its answers are there, or outcomes beside wrong answers."""
-    rows = [example("print(2)", name=f"row-{i}") for i in range(4)]
+    rows = [example("print(2)", name=f"row-{i}") for i in range(5)]
     answers = ["print( 2)", "print(3)", "print(2)  # exact", "print(2"]
-    graded = evaluate.grade(rows, [data.answer("", code) for code in answers])
+    texts = [data.answer("", code) for code in answers]
+    graded = evaluate.grade(rows, [*texts, "So:\n```\nprint( 2)\n```"])
     file, kept, out = (tmp_path / name for name in ("rows.jsonl", "after.jsonl", "out.jsonl"))
     file.write_text("".join(json.dumps(asdict(row)) + "\n" for row in rows))
     kept.write_text(evaluate.lines({"test": graded[::-1]}))
     flags = ["updates", "--data", str(file), "--answers", str(kept), "--out", str(out), "--run"]
     assert evaluate.main(flags) == 0
-    assert "| test | 4 | 0 | 1 (25.0 %) | 2 (50.0 %) | 1 (25.0 %) |" in capsys.readouterr().out
+    shares = "1 (20.0 %) | 2 (40.0 %) | 3 (60.0 %) | 2 (40.0 %)"
+    assert f"| test | 5 | 0 | {shares} |" in capsys.readouterr().out
     lines = [json.loads(line) for line in out.read_text().splitlines()]
     assert [(x["id"], x["run"]) for x in lines] == [
-        ("row-3", "wrong"), ("row-2", "right"), ("row-1", "wrong"), ("row-0", "right")
+        ("row-4", "right"), ("row-3", "wrong"), ("row-2", "right"), ("row-1", "wrong"),
+        ("row-0", "right"),
     ]  # fmt: skip
-    assert lines[2]["reason"] == "it prints otherwise" and lines[1]["reason"] == ""
+    assert lines[3]["reason"] == "it prints otherwise" and lines[2]["reason"] == ""
     assert evaluate.read(out, {"test": rows[::-1]}) == {"test": graded[::-1]}
 
 
 @pytest.mark.parametrize(
     ("line", "why"),
     [
-        ("{", "line 2: no answer with split, id and text"),
+        ("{", "line 2: not a JSON object"),
         ('{"split": "test", "id": "row-0"}', "line 2: no answer with split, id and text"),
-        ('{"split": "test", "id": "row-9", "text": ""}', "line 2: the data has no row row-9"),
-        ('{"split": "test", "id": [], "text": ""}', "line 2: the data has no row"),
+        ('{"split": "test", "id": "row-9", "text": ""}', "line 2: the data has no such row"),
+        ('{"split": "test", "id": [], "text": ""}', "line 2: the data has no such row"),
     ],
 )
 def test_a_bad_line_of_answers_has_a_number(tmp_path, line, why):

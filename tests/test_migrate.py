@@ -5,6 +5,7 @@ import os
 import shutil
 import subprocess
 import sys
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -21,7 +22,10 @@ NEW = OLD.replace("old", "new")
 
 @pytest.fixture
 def run(tiny, tmp_path, monkeypatch, capsys):
-    """run(answers, *arguments) -> exit code, stdout, stderr; answers are code, or None."""
+    """run(answers, *arguments) -> exit code, stdout, stderr; answers are code, None or [text].
+
+    With `run.cut` they all ran into the limit.
+    """
     (tmp_path / "NOTE.md").write_text("`lib.old` is now `lib.new`.")
     (tmp_path / "a.py").write_text(OLD)
     monkeypatch.chdir(tmp_path)
@@ -30,19 +34,21 @@ def run(tiny, tmp_path, monkeypatch, capsys):
     capsys.readouterr()  # of loading
 
     def told(answers, *arguments):
-        texts = [data.answer("", a) if isinstance(a, str) else "no code" for a in answers]
+        texts = [data.answer("", a) if isinstance(a, str) else (a or ["no"])[0] for a in answers]
         ids = real.tokenizer(texts, add_special_tokens=False)["input_ids"]
         ids = [row + real.eos_ids[:1] for row in ids]
 
         def sample(prompts, *, group_size, max_new_tokens, temperature):
             assert group_size == len(ids) and (temperature > 0) == (group_size > 1)
             told.prompt = real.tokenizer.decode(prompts[0])
-            return written(prompts, [ids], real.pad_id, "cpu")
+            rollout = written(prompts, [ids], real.pad_id, "cpu")
+            return replace(rollout, truncated=rollout.truncated | told.cut)
 
         monkeypatch.setattr(real, "sample", sample)
         code = migrate.main(migrate.PARSER.parse_args(["--note", "NOTE.md", *arguments]))
         return code, *capsys.readouterr()
 
+    told.cut = False
     return told
 
 
@@ -104,6 +110,17 @@ def test_most_samples_win_and_comments_do_not_split_the_vote(run):
     code, diff, said = run(answers, "a.py", "--samples", "7")
     assert code == 1 and "+    return lib.new(x)" in diff and "so" not in diff
     assert said == "a.py: 3 of 7 answers agree\n"
+
+
+@pytest.mark.parametrize("text", [f"Of course:\n```python\n{NEW}```\nDone.", "\n" + NEW])
+def test_code_in_any_form_counts_unless_it_was_cut_off(run, text):
+    """Prevents: an untrained model that is of no use; half a program that parses, written."""
+    code, diff, said = run([[text]], "a.py")
+    assert code == 1 and said == "" and "\n+    return lib.new(x)\n" in diff
+    run.cut = True
+    code, diff, said = run([[text]], "a.py", "--write")
+    assert code == 2 and diff == "" and "no answer of at most 1024 tokens holds code" in said
+    assert run([NEW], "a.py")[0] == 1  # in the asked form one sees where code ends
 
 
 @pytest.mark.parametrize(

@@ -176,6 +176,56 @@ def test_extract_code(completion):
     assert reward.extract_code(completion) == EXTRACTS[completion]
 
 
+ANY = {
+    # the asked form wins, whatever comes behind it
+    fenced("x = f(1)") + "\nOr:\n```\ny = 2\n```": "x = f(1)",
+    "Sure!\n```python\nx = 1\n```\nGood luck.": "x = 1",
+    "Old:\n```py\nx = 1\n```\nnew:\n``` \ny = 2\n```\nrun:\n```bash\nls\n```": "y = 2",
+    "t\n</think>\nx = f(1)\n": "x = f(1)",
+    "t\n</think><answer>\nx = f(1)\n</answer>": "x = f(1)",
+    "t\n</think><answer>```python\nx = 1\n```</answer> It is done.": "x = 1",
+    "t</think>\n<answer>\n```python\nx = 1\n```": "x = 1",  # no end of the answer
+    "```\nx = 1\n```\n</think>\n<answer></answer>": "x = 1",  # nothing after the thought
+    "```\nx = 1\n```\n</think>\nI think so.": None,  # something is, and it is no code
+    "```\nx = 1\n```\nnew:\n```\ny =": None,  # cut off: the first fence was not the answer
+    "```bash\nls\n```": None,
+    "lib.new(x)": "lib.new(x)",
+    "Done": None,
+    "yes, sure": None,
+    "Note: important": None,
+    "pass": None,
+    "# nothing to do": None,
+    "x = (": None,
+    "": None,
+    "import x\n" * 20_000: None,  # longer than is read
+}
+
+
+@pytest.mark.parametrize("completion", ANY, ids=lambda text: text[:20])
+def test_any_code(completion):
+    """Prevents: a right answer that counts 0 for its form; prose or a quoted draft as code."""
+    assert reward.any_code(completion) == ANY[completion]
+
+
+def test_any_code_keeps_the_asked_form_and_raises_nothing():
+    """Prevents: an answer that is right as asked and not in any form; a report that dies."""
+    for completion, code in EXTRACTS.items():
+        assert code is None or reward.any_code(completion) == code
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        assert reward.any_code("f('\\d')") == "f('\\d')"
+    for text in ("\0", "\ud800", "(" * 10_000, "f(" * 10_000, "<answer>" * 10_000, "-" * 10**6):
+        assert reward.any_code(text) is None
+
+
+def test_the_reward_stays_strict():
+    """Prevents: training that pays an answer outside the form that it teaches."""
+    loose = "Sure!\n```python\nx = 1\n```"
+    assert reward.any_code(loose) == "x = 1" and reward.same("x  =  1 # so\n", "x  =  1")
+    scores = reward.score([loose], ["x = 1"], "em_copy", old_codes=["y"])
+    assert scores["total"].item() == -3 and scores["exact"].item() == 0
+
+
 # ---- stripping -----------------------------------------------------------------------------------
 
 STRIPS = {
