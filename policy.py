@@ -34,7 +34,7 @@ import lora
 import machine
 import packed
 import weights
-from rollout import Rollout, sample, token_logp, written
+from rollout import Rollout, check_model, sample, token_logp, written
 
 
 @dataclass
@@ -81,6 +81,7 @@ class Policy:
         `plain` keeps away from packed weights: sampled log-probabilities are those of training to
         the last digits.
         """
+        check_model(self.model, length=1)  # while its layers are plain
         with self.precision(), contextlib.nullcontext() if plain else self.decoding():
             return sample(
                 self.model,
