@@ -29,12 +29,12 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
 import ranks
-from policy import Policy
+from policy import Policy, files
 
 LAST, FRESH = "checkpoint", "checkpoint.new"
 REFERENCE = "reference.safetensors"
 MOMENTS = ("step", "exp_avg", "exp_avg_sq")  # what AdamW keeps of each parameter
-COUNTS = ("step", "drawn", "live", "idle", "skipped", "seconds", "data")  # of a State
+COUNTS = ("step", "drawn", "live", "idle", "skipped", "seconds", "data", "model")  # of a State
 
 
 @dataclass
@@ -51,6 +51,7 @@ class State:
     seconds: float = 0.0  # of the sessions before this one, which began at `begin`
     begin: float = field(default_factory=time.time)
     data: str = ""  # fingerprint of the rows
+    model: str = ""  # and of the model that the run began with
     whole: bool = True  # the weights are those after `step` whole steps
     random: dict[str, Tensor] = field(default_factory=dict)  # generators, as they were then
 
@@ -184,6 +185,12 @@ def moments(model: nn.Module, optimizer: torch.optim.AdamW) -> dict[str, Tensor]
     }
 
 
+def fingerprint(name: str) -> str:
+    """The same for the same model: a run that goes on must find the one that it began with."""
+    sums = [(file.name, checksum(file)) for file in files(name)]
+    return hashlib.sha256(repr(sums).encode()).hexdigest()
+
+
 def checksum(path: Path) -> str:
     digest = hashlib.sha256()
     with open(path, "rb") as file:
@@ -261,12 +268,12 @@ def damaged(file: Path) -> ValueError:
 
 def restore(checkpoint: Path, policy: Policy, state: State) -> None:
     """Put what `save` wrote into a fresh state; the policy is already that of the checkpoint."""
-    counts = read_state(checkpoint)
-    if counts["data"] != state.data:
-        raise ValueError(
-            "the rows of --data are not those that the run began with: put them back, or start a "
-            "new run"
-        )
+    counts = {"model": state.model} | read_state(checkpoint)  # an older version kept none
+    for name, what in (("data", "the rows of --data are"), ("model", "the files of --model are")):
+        if counts[name] != getattr(state, name):
+            raise ValueError(
+                f"{what} not those that the run began with: put them back, or start a new run"
+            )
     for name in COUNTS:
         setattr(state, name, counts[name])
     kept = load_file(checkpoint / "optimizer.safetensors")

@@ -22,6 +22,7 @@ several adapters at once, trained biases.
 
 import json
 import math
+import re
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field
@@ -284,7 +285,7 @@ FIELDS = {  # PEFT's names of ours
     "use_dora": "dora",
     "use_rslora": "rslora",
 }
-# settings that change no number of a finished adapter; which layers it has its tensors tell
+# settings that change no number of a finished adapter; which layers it has: `check_whole`
 NEUTRAL = set(
     "target_modules exclude_modules layers_to_transform layers_pattern base_model_name_or_path "
     "task_type revision auto_mapping inference_mode megatron_core qalora_group_size "
@@ -324,8 +325,8 @@ def described(model: PreTrainedModel, adapter: Adapter) -> bytes:
 def load(model: PreTrainedModel, folder: str | Path) -> list[nn.Parameter]:
     """Attach the adapters of a folder that `save` or PEFT wrote: -> what is to be trained.
 
-    They become float32. ValueError if a file is missing or broken, if they belong to another model
-    (which then is no use any more), or are a kind of adapter that is not here.
+    They become float32. ValueError if a file is missing, broken or not whole, if they belong to
+    another model (which then is no use any more), or are a kind of adapter that is not here.
     """
     for name in (CONFIG, WEIGHTS):
         if not Path(folder, name).is_file():
@@ -335,8 +336,10 @@ def load(model: PreTrainedModel, folder: str | Path) -> list[nn.Parameter]:
         tensors = load_file(Path(folder, WEIGHTS))
     except SafetensorError as error:
         raise ValueError(f"{folder}/{WEIGHTS} is broken: {error}") from None
-    trained = wrap(model, {k.removeprefix(PREFIX).partition(".lora_")[0] for k in tensors}, adapter)
-    own = stored(model)
+    if not tensors:
+        raise ValueError(f"{folder}/{WEIGHTS} holds no tensors: save the adapters again.")
+    names = {k.removeprefix(PREFIX).partition(".lora_")[0] for k in tensors}
+    trained, own = wrap(model, names, adapter), stored(model)
     for k in sorted(own.keys() | tensors.keys()):
         given, wanted = (tuple(x[k].shape) if k in x else "missing" for x in (tensors, own))
         if given != wanted:
@@ -344,10 +347,60 @@ def load(model: PreTrainedModel, folder: str | Path) -> list[nn.Parameter]:
                 f"{folder} does not fit this model and its own {CONFIG}: the shape of {k} is "
                 f"{given} there and {wanted} here."
             )
+        if not torch.isfinite(tensors[k]).all():
+            raise ValueError(f"{folder}/{WEIGHTS}: {k} holds numbers that are not finite.")
+    check_whole(model, folder)
     with torch.no_grad():
         for k, p in own.items():
             p.copy_(tensors[k])
     return trained
+
+
+def check_whole(model: PreTrainedModel, folder: str | Path) -> None:
+    """ValueError unless the model has adapters on the very layers that the folder's config names.
+
+    A file without `target_modules`, which is PEFT's word for "as usual", is taken as it is.
+    """
+    file = Path(folder, CONFIG)
+    config, found = json.loads(file.read_bytes()), layers(model).keys()
+    if not config.get("target_modules"):
+        return
+    head = model.get_output_embeddings()
+    try:
+        wanted = {name for name, x in linear(model).items() if asked(config, name, x is head)}
+    except (TypeError, ValueError, re.error) as error:
+        raise ValueError(f"{file} does not describe an adapter: {error}") from None
+    if wanted != found:
+        name = min(wanted ^ found)
+        there, here = (WEIGHTS, CONFIG) if name in found else (CONFIG, WEIGHTS)
+        raise ValueError(
+            f"{folder} is not whole: {name} has adapters in {there}, but not in {here}: save the "
+            "adapters again."
+        )
+
+
+def asked(config: dict, name: str, is_head: bool) -> bool:
+    """Whether PEFT, reading this config, puts adapters on the linear layer of this name."""
+    targets, without = config["target_modules"], config.get("exclude_modules") or []
+    every = str(targets).lower() == "all-linear"
+    if hit(without, name) or not (not is_head if every else hit(targets, name)):
+        return False
+    numbers = config.get("layers_to_transform")
+    if isinstance(targets, str) or name in targets or numbers in (None, []):
+        return True
+    patterns = config.get("layers_pattern") or []
+    patterns = [patterns] if isinstance(patterns, str) else patterns
+    starts = [rf"(?:^|.*?\.){pattern}" for pattern in patterns] or [r".*?\.[^.]*"]
+    found = next(filter(None, (re.match(rf"{start}\.(\d+)\.", name) for start in starts)), None)
+    numbers = [numbers] if isinstance(numbers, int) else numbers
+    return found is not None and int(found[1]) in numbers
+
+
+def hit(targets: str | list[str], name: str) -> bool:
+    """Whether a regular expression is the whole name, or one of a list is its last parts."""
+    if isinstance(targets, str):
+        return bool(re.fullmatch(targets, name))
+    return any(f".{name}".endswith(f".{target}") for target in targets)
 
 
 def stored(model: PreTrainedModel) -> dict[str, nn.Parameter]:

@@ -10,9 +10,11 @@ Shapes: B prompts, G samples a prompt, T completion length.
 """
 
 import contextlib
+import functools
 import json
 import struct
 import sys
+from collections.abc import Callable
 from contextlib import AbstractContextManager
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -22,18 +24,22 @@ import torch
 from huggingface_hub.errors import StrictDataclassError
 from safetensors import SafetensorError
 from torch import Tensor
+from torch.utils.checkpoint import checkpoint
 from transformers import (
     AutoModelForCausalLM,
     AutoTokenizer,
     PreTrainedModel,
     PreTrainedTokenizerBase,
 )
+from transformers.modeling_layers import GradientCheckpointingLayer
+from transformers.utils import cached_file
 
 import data
 import lora
 import machine
 import packed
 import weights
+from attention import LAYOUT, attending
 from rollout import Rollout, check_model, sample, token_logp, written
 
 
@@ -140,12 +146,14 @@ class Policy:
         lora.attach(self.model, adapter, generator)
 
     def checkpoint_activations(self) -> None:
-        """Forget activations in forward and make them again in backward."""
-        self.model.train()  # or else transformers keeps them
-        for module in self.model.modules():
-            if isinstance(module, torch.nn.Dropout):
-                module.p = 0.0  # sampling and scoring must be the same function
-        self.model.gradient_checkpointing_enable()
+        """Forget activations in forward and make them again in backward.
+
+        transformers does so in train() alone, where dropout, the model's or its adapters', makes
+        another function of it than the one that sampled: here the model stays in eval().
+        """
+        for layer in self.model.modules():
+            if isinstance(layer, GradientCheckpointingLayer):
+                layer.forward = functools.partial(forgetful, self.model, layer.forward)
 
     def save(self, folder: Path, weights: dict[str, Tensor] | None = None) -> None:
         """The adapters alone if there are any, else the model (with these weights, where its own
@@ -168,6 +176,19 @@ class Policy:
         return written(self.prompts(examples), answers, self.pad_id, self.model.device)
 
 
+def forgetful(model: PreTrainedModel, forward: Callable, *args, **kwargs):
+    """A layer's forward that keeps only its input for backward, and runs again there."""
+    if not torch.is_grad_enabled():
+        return forward(*args, **kwargs)
+    layout = LAYOUT.get()  # backward comes when it is gone, and with it our attention
+
+    def contexts() -> tuple:
+        return contextlib.nullcontext(), attending(model, layout)
+
+    how = dict(use_reentrant=False, preserve_rng_state=False, context_fn=contexts)
+    return checkpoint(forward, *args, **how, **kwargs)
+
+
 # What transformers, safetensors and torch raise for one broken model folder or another.
 UNREADABLE = (
     *(OSError, ValueError, RuntimeError, TypeError, KeyError, AttributeError, ImportError),
@@ -186,17 +207,17 @@ def load(name: str, device: str | torch.device, dtype: str = "float32") -> Polic
     """
     name = name or str(data.POLICY)
     try:
-        if is_adapter(name):
-            file = Path(name, lora.CONFIG)
-            base = json.loads(file.read_text(encoding="utf-8"))["base_model_name_or_path"]
-            policy = load(base, device, dtype)
-            policy.model.to(policy.dtype)
-            lora.load(policy.model, name)
-            return policy
-        model, tokenizer, loading = read(name)
+        base, revision = base_of(name)
+        model, tokenizer, loading = read(base, revision)
+        tokenizer = own_speech(name, tokenizer) if is_adapter(name) else tokenizer
     except UNREADABLE as error:
         raise unloadable(name, error) from None
-    check_weights(name, model, loading)
+    check_weights(base, model, loading)
+    model.to(device)
+    dtype = machine.faster_dtype(model) if dtype == "auto" else getattr(torch, dtype)
+    if is_adapter(name):
+        model.to(dtype)
+        lora.load(model, name)
     ends = model.generation_config.eos_token_id
     ends = ends if isinstance(ends, list) else [ends]
     last = turn_end(tokenizer)
@@ -205,8 +226,6 @@ def load(name: str, device: str | torch.device, dtype: str = "float32") -> Polic
         raise ValueError(f"--model {name}: tokenizer and model must name end tokens by number")
     eos_ids = list(dict.fromkeys(eos_ids))
     pad_id = eos_ids[0] if tokenizer.pad_token_id is None else tokenizer.pad_token_id
-    model.to(device)
-    dtype = machine.faster_dtype(model) if dtype == "auto" else getattr(torch, dtype)
     policy = Policy(model, tokenizer, eos_ids, pad_id, dtype)
     check_speech(name, policy)
     if last is None:
@@ -228,9 +247,37 @@ def is_adapter(name: str) -> bool:
     return Path(name, lora.CONFIG).is_file()
 
 
-def read(name: str) -> tuple[PreTrainedModel, PreTrainedTokenizerBase, dict]:
-    """Model in float32, tokenizer, and transformers' report of what fitted."""
-    where = weights.located(name)
+def base_of(name: str) -> tuple[str, str | None]:
+    """The whole model of this name and its revision: what adapters were trained on, or itself."""
+    if not is_adapter(name):
+        return name, None
+    config = json.loads(Path(name, lora.CONFIG).read_text(encoding="utf-8"))
+    base = config.get("base_model_name_or_path")
+    if not base or not isinstance(base, str) or is_adapter(base):
+        wrong = f"{base}, which has adapters itself" if base else "nothing"
+        raise ValueError(
+            f"its {lora.CONFIG} names {wrong}, as its base: write the name or folder of the whole "
+            "model into base_model_name_or_path"
+        )
+    return base, config.get("revision")
+
+
+def own_speech(folder: str, tokenizer: PreTrainedTokenizerBase) -> PreTrainedTokenizerBase:
+    """The tokenizer and chat template that lie with the adapters, where there are some."""
+    if Path(folder, "tokenizer_config.json").is_file():
+        return AutoTokenizer.from_pretrained(folder, trust_remote_code=False)
+    template = Path(folder, "chat_template.jinja")
+    if template.is_file():
+        tokenizer.chat_template = template.read_text(encoding="utf-8")
+    return tokenizer
+
+
+def read(
+    name: str, revision: str | None = None
+) -> tuple[PreTrainedModel, PreTrainedTokenizerBase, dict]:
+    """Model in float32, tokenizer, and transformers' report of what fitted. No code of theirs."""
+    where = weights.located(name) | {"trust_remote_code": False}
+    where |= {"revision": revision} if revision else {}
     model, loading = AutoModelForCausalLM.from_pretrained(
         **where, dtype=torch.float32, output_loading_info=True, ignore_mismatched_sizes=True
     )
@@ -241,6 +288,33 @@ def read(name: str) -> tuple[PreTrainedModel, PreTrainedTokenizerBase, dict]:
         # What adapters record as their base: not the folder, which alone is no model.
         model.name_or_path = str(Path(name).resolve()) if name.endswith(".gguf") else name
     return model, AutoTokenizer.from_pretrained(**where), loading
+
+
+# What of a folder makes the model: weights, configs, tokenizer; not what a run keeps beside them.
+PARTS = "*config.json model* pytorch_model* adapter_* *token* *.jinja *.model vocab* merges*"
+
+
+def files(name: str) -> list[Path]:
+    """The files that a policy of this name is read from, those of an adapter's base included."""
+    name = name or str(data.POLICY)
+    try:
+        base, revision = base_of(name)
+        where = weights.located(base)
+        if "gguf_file" in where:
+            found = [Path(*where.values())]
+        elif Path(base).exists():
+            found = parts(Path(base))
+        else:  # the hub's: asked as from_pretrained asks, which takes the newest
+            found = parts(Path(cached_file(base, "config.json", revision=revision)).parent)
+    except UNREADABLE as error:
+        raise unloadable(name, error) from None
+    return found + (parts(Path(name)) if is_adapter(name) else [])
+
+
+def parts(folder: Path) -> list[Path]:
+    """The files of a folder that make the model."""
+    found = {file for pattern in PARTS.split() for file in folder.glob(pattern)}
+    return sorted(file for file in found if file.is_file())
 
 
 def check_weights(name: str, model: PreTrainedModel, loading: dict) -> None:

@@ -302,7 +302,7 @@ def start(config: Config) -> tuple[Policy, State]:
     weights = [p for p in policy.model.parameters() if p.requires_grad]
     optimizer = torch.optim.AdamW(weights, lr=config.lr, weight_decay=config.weight_decay)
     state = State(optimizer, generator)
-    state.data = data.fingerprint(config.data)
+    state.data, state.model = data.fingerprint(config.data), checkpoint.fingerprint(config.model)
     if kept:
         checkpoint.restore(kept, policy, state)
     return policy, state

@@ -13,13 +13,15 @@ from pathlib import Path
 import pytest
 import torch
 from conftest import settings, short_rows
-from safetensors.torch import load_file
+from safetensors.torch import load_file, save_file
 
 import checkpoint
+import lora
 import machine
 import recode
 import report
 from config import parse
+from policy import load
 
 ROOT = Path(__file__).parent.parent
 
@@ -163,6 +165,47 @@ def test_other_data_are_refused(small):
     file.write_text(file.read_text().replace("lib.new_3", "lib.newer_3"))
     with pytest.raises(ValueError, match="not those that the run began with"):
         recode.start(parse(["--resume", str(folder)]))
+
+
+@pytest.mark.parametrize("changed", ["base", "adapters", "config.json"])
+def test_another_model_is_refused(small, tmp_path, changed):
+    """Prevents: a reference that changes at --resume (kl 0, then 0.5), or adapters that go on over
+    another base, when the folder that the run began from was written anew."""
+    base = shutil.copytree(small["model"], tmp_path / "base")
+    policy, own = load(str(base), "cpu"), tmp_path / "own"
+    policy.adapt(lora.Adapter(rank=2), torch.Generator())
+    policy.save(own)
+    config = settings(small, model=str(own))
+    policy, state = recode.start(config)
+    folder = Path(small["out"])
+    checkpoint.save(folder, policy, state)
+    (folder / "config.json").write_text(json.dumps(config.record()))
+    (base / "README.md").write_text("what is no part of the model may change")
+    recode.start(parse(["--resume", str(folder)]))
+    if changed == "config.json":
+        file = base / changed
+        file.write_text(json.dumps(json.loads(file.read_text()) | {"rms_norm_eps": 0.1}))
+    else:
+        name = "model" if changed == "base" else "adapter_model"
+        file = (base if changed == "base" else own) / f"{name}.safetensors"
+        tensors = {key: tensor + 1 for key, tensor in load_file(file).items()}
+        save_file(tensors, file, metadata={"format": "pt"})
+    with pytest.raises(ValueError, match="files of --model are not those that the run began with"):
+        recode.start(parse(["--resume", str(folder)]))
+
+
+def test_a_folder_of_an_older_version_goes_on(small):
+    """Prevents: a KeyError for a run that was begun before models had fingerprints."""
+    policy, state, folder = begin(small)
+    checkpoint.save(folder, policy, state)
+    (folder / "config.json").write_text(json.dumps(settings(small).record()))
+    file = folder / "checkpoint" / "state.json"
+    counts = json.loads(file.read_text())
+    for name in ("model", "seal"):
+        counts.pop(name)
+    file.write_text(json.dumps(counts | {"seal": checkpoint.seal(counts)}))
+    _, again = recode.start(parse(["--resume", str(folder)]))
+    assert again.step == 1 and again.model == checkpoint.fingerprint(small["model"])
 
 
 def test_a_lost_file_is_found(small):

@@ -486,6 +486,55 @@ def test_broken_files_are_one_sentence(tmp_path):
             lora.load(llama(), tmp_path)
 
 
+LAYER = "base_model.model.model.layers.1.mlp.up_proj.lora_"
+
+
+@pytest.mark.parametrize(
+    ("fault", "sentence"),
+    [
+        (lambda tensors: tensors.clear(), "holds no tensors: save the adapters again"),
+        (
+            lambda tensors: [tensors.pop(f"{LAYER}{part}.weight") for part in "AB"],
+            "not whole: model.layers.1.mlp.up_proj has adapters in adapter_config.json, but not",
+        ),
+        (
+            lambda tensors: tensors.pop(f"{LAYER}A.weight"),
+            "layers.1.*lora_A.weight is missing there",
+        ),
+        (lambda tensors: tensors[f"{LAYER}B.weight"].fill_(math.nan), "lora_B.*are not finite"),
+        (lambda tensors: tensors[f"{LAYER}A.weight"].fill_(math.inf), "lora_A.*are not finite"),
+    ],
+)
+def test_adapters_that_are_not_whole_are_refused(tmp_path, fault, sentence):
+    """Prevents: an adapter file without tensors, or without those of a layer, that loads: the base
+    is graded in its place, exit 0; or NaN, which the first checkpoint blames on the learning rate.
+    """
+    lora.save(moved(qwen(), Adapter(rank=4)), tmp_path)
+    tensors = load_file(tmp_path / lora.WEIGHTS)
+    fault(tensors)
+    save_file(tensors, tmp_path / lora.WEIGHTS)
+    with pytest.raises(ValueError, match=sentence):
+        lora.load(qwen(), tmp_path)
+
+
+@pytest.mark.parametrize(
+    ("change", "sentence"),
+    [
+        ({"target_modules": ["q_proj"]}, "has adapters in adapter_model.safetensors, but not in"),
+        ({"layers_to_transform": 0}, "model.layers.1.* but not in adapter_config.json"),
+        ({"target_modules": "(q_proj"}, "does not describe an adapter: missing"),
+        ({"target_modules": 5}, "does not describe an adapter: 'int' object is not iterable"),
+    ],
+)
+def test_a_config_of_other_layers_is_refused(tmp_path, change, sentence):
+    """Prevents: tensors that PEFT would leave out, which change the answers here alone."""
+    lora.save(moved(qwen(), Adapter(rank=4)), tmp_path)
+    file = tmp_path / lora.CONFIG
+    file.write_text(json.dumps(json.loads(file.read_text()) | change))
+    with pytest.raises(ValueError, match=sentence):
+        lora.load(qwen(), tmp_path)
+
+
 @pytest.mark.parametrize("make", [qwen, llama])
 def test_save_merged_is_a_plain_checkpoint(tmp_path, make):
     """A checkpoint with stray adapter tensors or unmerged weights; vLLM refuses DoRA itself."""
@@ -544,6 +593,42 @@ def test_ours_loads_peft(peft, tmp_path, make, targets, dora):
     torch.testing.assert_close(logits(model), logits(theirs), rtol=0, atol=1e-6)
     lora.save(model, tmp_path / "ours")
     assert files(tmp_path / "ours") == files(tmp_path / "theirs")
+
+
+@pytest.mark.parametrize(
+    "how",
+    [
+        {"target_modules": ["proj", "q_proj", "model.layers.1.mlp.up_proj"]},
+        {"target_modules": ["q_proj", "lm_head"]},
+        {"target_modules": "ALL-Linear"},
+        {"target_modules": "all-linear", "exclude_modules": r".*\.0\..*"},
+        {"target_modules": r".*(q|k)_proj", "exclude_modules": ["layers.1.self_attn.q_proj"]},
+        {"target_modules": ["q_proj"], "layers_to_transform": 1},
+        {"target_modules": ["q_proj"], "layers_to_transform": [0], "layers_pattern": "layers"},
+        {"target_modules": ["mlp.up_proj", "v_proj"], "layers_to_transform": [1, 7],
+         "layers_pattern": ["h", "layers"]},
+        {"target_modules": ["model.layers.0.mlp.up_proj", "v_proj"], "layers_to_transform": [1]},
+        {"target_modules": ["v_proj"], "layers_to_transform": []},
+    ],
+)  # fmt: skip
+def test_layers_are_those_of_peft(peft, tmp_path, how):
+    """Prevents: a whole adapter that is refused, or half a one that is not, where PEFT's config
+    says by patterns and numbers which layers it has."""
+    theirs = peft.get_peft_model(llama(), peft.LoraConfig(r=2, task_type="CAUSAL_LM", **how))
+    wanted = set(theirs.targeted_module_names)
+    theirs.save_pretrained(tmp_path, save_embedding_layers=False)  # adapters alone
+    file = tmp_path / lora.CONFIG  # as given: PEFT writes the names that "all-linear" stands for
+    file.write_text(json.dumps(json.loads(file.read_text()) | how))
+    model = llama()
+    lora.load(model, tmp_path)
+    assert set(lora.layers(model)) == wanted
+    tensors = load_file(tmp_path / lora.WEIGHTS)
+    lost = min(wanted)
+    save_file(
+        {k: x for k, x in tensors.items() if f".{lost}.lora" not in k}, tmp_path / lora.WEIGHTS
+    )
+    with pytest.raises(ValueError, match=f"not whole: {lost} |holds no tensors"):
+        lora.load(llama(), tmp_path)
 
 
 @BOTH

@@ -1,5 +1,6 @@
 """policy.py: what is loaded is whole, and what is said ends where the policy ended it."""
 
+import contextlib
 import json
 import shutil
 from dataclasses import asdict, replace
@@ -11,6 +12,8 @@ from transformers import AutoTokenizer
 
 import data
 import evaluate
+import lora
+import policy as policy_module
 from policy import load
 from rollout import written
 
@@ -159,3 +162,97 @@ def test_a_cut_gguf_file_is_one_sentence(tmp_path):
 def test_a_missing_folder_is_one_sentence():
     """Prevents: forty lines from inside the hub client."""
     refused("/no/such/folder", "no such folder")
+
+
+# ---------------------------------------------------------------- adapters, and what is beside them
+
+
+@pytest.fixture
+def adapters(copy):
+    """A folder of adapters on a model that may be spoilt, with a tokenizer of their own."""
+    policy, folder = load(str(copy), "cpu"), copy.with_name("adapters")
+    policy.adapt(lora.Adapter(rank=2), torch.Generator())
+    policy.save(folder)
+    return folder
+
+
+def described(folder, **change):
+    file = folder / "adapter_config.json"
+    file.write_text(json.dumps(json.loads(file.read_text()) | change))
+
+
+@pytest.mark.parametrize("alone", [False, True])
+def test_adapters_speak_with_their_own_tokenizer(adapters, alone):
+    """Prevents: tokenizer and template of the base in place of those that the adapters were
+    trained with, which lie beside them; `alone` the template is there without a tokenizer."""
+    plain = load(str(adapters), "cpu").prompts(data.load()[:1])[0]
+    template = (adapters / "chat_template.jinja").read_text()
+    (adapters / "chat_template.jinja").write_text("Hello " + template)
+    if alone:
+        for file in adapters.glob("*token*"):
+            file.unlink()
+    policy = load(str(adapters), "cpu")
+    assert policy.prompts(data.load()[:1])[0] != plain
+    assert policy.tokenizer.chat_template.startswith("Hello ")
+
+
+def test_adapters_without_a_tokenizer_have_that_of_their_base(adapters):
+    """Prevents: a refusal of what PEFT itself writes, two files."""
+    for file in adapters.iterdir():
+        if not file.name.startswith("adapter_"):
+            file.unlink()
+    assert load(str(adapters), "cpu").tokenizer.chat_template
+
+
+def test_end_and_padding_are_those_of_the_adapters(adapters):
+    """Prevents: answers of another tokenizer that end where the base's would."""
+    tokenizer = AutoTokenizer.from_pretrained(adapters)
+    tokenizer.eos_token = tokenizer.convert_ids_to_tokens(7)
+    tokenizer.save_pretrained(adapters)
+    assert load(str(adapters), "cpu").eos_ids[0] == 7
+
+
+@pytest.mark.parametrize("base", [None, "", 5, "own", "other"])
+def test_a_base_that_is_none_is_one_short_sentence(adapters, base):
+    """Prevents: a recursion told in 41,726 characters, or the bundled policy under the adapters of
+    another model."""
+    known = {"own": str(adapters), "other": str(adapters.with_name("other"))}
+    shutil.copytree(adapters, known["other"])
+    described(adapters, base_model_name_or_path=known.get(base, base))
+    with pytest.raises(ValueError, match="write the name or folder of the whole model") as error:
+        load(str(adapters), "cpu")
+    assert len(str(error.value)) < 200 + 2 * len(str(adapters))
+
+
+def test_the_revision_of_the_base_is_heeded(adapters, monkeypatch):
+    """Prevents: adapters over the newest weights of a base, not over those they belong to."""
+    asked = []
+    for auto in (policy_module.AutoModelForCausalLM, policy_module.AutoTokenizer):
+        real = auto.from_pretrained
+
+        def noted(*args, real=real, **options):
+            asked.append(options.pop("revision", None))
+            return real(*args, **options)
+
+        monkeypatch.setattr(auto, "from_pretrained", noted)
+    described(adapters, revision="v1.5")
+    load(str(adapters), "cpu")
+    assert asked == ["v1.5", "v1.5", None]  # the base's model and tokenizer; the adapters' own
+
+
+@pytest.mark.parametrize("place", ["model", "tokenizer", "adapters"])
+def test_no_code_of_a_model_runs_and_nobody_is_asked(adapters, copy, place, monkeypatch):
+    """Prevents: a question of transformers on the terminal whose "y" runs the folder's own code."""
+    monkeypatch.setattr("builtins.input", lambda text: asked.append(text) or "y")
+    asked, folder = [], adapters if place == "adapters" else copy
+    name, kind = ("config.json", "model_type") if place == "model" else (
+        "tokenizer_config.json", "tokenizer_class"
+    )  # fmt: skip
+    maps = {"AutoConfig": "own.Own", "AutoModelForCausalLM": "own.Own"}
+    maps = maps if place == "model" else {"AutoTokenizer": ["own.Own", None]}
+    config = json.loads((folder / name).read_text()) | {kind: "Foreign", "auto_map": maps}
+    (folder / name).write_text(json.dumps(config))
+    (folder / "own.py").write_text(f"open({str(folder / 'ran')!r}, 'w')\nclass Own: pass\n")
+    with contextlib.suppress(ValueError):
+        load(str(adapters), "cpu")
+    assert not asked and not (folder / "ran").exists()

@@ -11,7 +11,7 @@ import pytest
 import torch
 from conftest import settings
 from safetensors.torch import load_file
-from transformers import AutoModelForCausalLM, AutoTokenizer
+from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer, Qwen2ForCausalLM
 
 import checkpoint
 import dapo
@@ -496,16 +496,54 @@ def test_in_bf16_the_first_ratio_is_one(small, more):
     assert recode.behaviour(policy, rollout, adv[:2], plain) is rollout
 
 
-def test_checkpointing_changes_no_gradient(small):
-    """Prevents: a replay with another attention, or with dropout that sampling did not have."""
+@pytest.mark.parametrize("dropout", [None, 0.5])
+def test_checkpointing_changes_no_gradient(small, dropout):
+    """Prevents: a replay with another attention, or with the dropout of loaded adapters, which
+    sampling did not have: a ratio of 0.66 at the first update."""
+    if dropout:
+        small["model"] = adapters(small, dropout=dropout)
     gradients = []
     for checkpointing in (False, True):
-        policy, _ = recode.start(settings(small, checkpointing=checkpointing))
-        rollout = policy.imitate(data.load(small["data"])[:2], max_new_tokens=40)
-        policy.logp(rollout, [0, 1]).sum().backward()
-        gradients.append([p.grad for p in policy.model.parameters()])
+        config = settings(small, checkpointing=checkpointing)
+        policy, state = recode.start(config)
+        rollout = recode.draw(policy, data.load(small["data"])[:2], config, state)
+        logp = policy.logp(rollout, [0, 1])
+        torch.testing.assert_close(logp.detach(), rollout.logp, atol=1e-4, rtol=0)
+        logp.sum().backward()
+        gradients.append([p.grad for p in policy.model.parameters() if p.requires_grad])
     for a, b in zip(*gradients, strict=True):
         torch.testing.assert_close(a, b)
+
+
+def test_checkpointing_forgets_activations(small):
+    """Prevents: a flag that does nothing, since transformers heeds its own in train() alone."""
+    kept = {}
+    for checkpointing in (False, True):
+        policy, _ = recode.start(settings(small, checkpointing=checkpointing))
+        # answers of two tokens: the head keeps much of each that is scored
+        rollout, sizes = policy.imitate(data.load(small["data"])[:2], max_new_tokens=2), []
+        weights = {p.data_ptr() for p in policy.model.parameters()}
+
+        def note(x, sizes=sizes, weights=weights):
+            sizes.append(x.numel() * (x.data_ptr() not in weights))
+            return x
+
+        with torch.autograd.graph.saved_tensors_hooks(note, lambda x: x):
+            policy.logp(rollout, [0, 1])
+        kept[checkpointing] = sum(sizes)
+    # Two layers keep their input, of 32 numbers a token, and no longer some twenty tensors of it.
+    assert kept[True] < kept[False] / 4
+
+
+def test_the_head_of_an_untied_model_can_have_adapters(small, tmp_path):
+    """Prevents: a KeyError for `--targets q_proj,lm_head`."""
+    config = AutoConfig.from_pretrained(small["model"], tie_word_embeddings=False)
+    Qwen2ForCausalLM(config).save_pretrained(tmp_path / "untied")
+    AutoTokenizer.from_pretrained(small["model"]).save_pretrained(tmp_path / "untied")
+    more = dict(model=str(tmp_path / "untied"), lora=4, targets="q_proj,lm_head")
+    recode.run(settings(small, **more))
+    tensors = load_file(recode.Path(small["out"]) / "checkpoint" / "adapter_model.safetensors")
+    assert {key.split(".lora_")[0].rpartition(".")[2] for key in tensors} == {"q_proj", "lm_head"}
 
 
 # ---------------------------------------------------------------- rows that cannot be learnt
