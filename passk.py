@@ -69,12 +69,13 @@ def _judge_one(item: Item, code: str | None, box: Box) -> tuple[Verdict, str]:
     if code is None:
         return Verdict("fail", "the answer holds no code"), ""
     box = dataclasses.replace(box, imports=libraries(item))
+    program = benchmarks.program(item, code)
     rounds: list[list[Verdict]] = [[]]  # with the update, then without it
 
     def tasks() -> Iterator[Task]:
         for setup in (item.setup, item.without):
             for test in item.tests if setup is not None else ():
-                yield Task(item.head + code, test, setup, item.calls, item.inout)
+                yield Task(program, test, setup, item.calls, item.inout)
                 if rounds[-1][-1].outcome != "pass":  # one test decides
                     return
             rounds.append([])
@@ -94,7 +95,7 @@ def libraries(item: Item) -> tuple[str, ...]:
     """Modules outside the standard library that the benchmark's own code imports."""
     found = set()
     for code in (item.setup, item.without or "", *item.tests):
-        for node in ast.walk(ast.parse(code)):
+        for node in ast.walk(data.parsed(code)):
             if isinstance(node, ast.Import):
                 found |= {alias.name for alias in node.names}
             elif isinstance(node, ast.ImportFrom) and node.module and not node.level:

@@ -294,7 +294,7 @@ def _tokens(source: str, starts: list[int]) -> Iterator[tuple[int, int, int]]:
     """Each token with text as (kind, start, stop), an f-string as one; SyntaxError if too many."""
     size = depth = opened = 0
     for token in tokenize.generate_tokens(io.StringIO(source).readline):
-        kind, text, (row, column), (end_row, end_column), line = token
+        kind, text, (row, column), _, line = token
         if kind == tokenize.NEWLINE:
             size = 0
         elif kind not in (tokenize.NL, tokenize.COMMENT):
@@ -307,7 +307,8 @@ def _tokens(source: str, starts: list[int]) -> Iterator[tuple[int, int, int]]:
             raise SyntaxError("a statement has too many tokens")
         if kind in LAYOUT:
             continue
-        start, stop = starts[row - 1] + column, starts[end_row - 1] + end_column
+        start = starts[row - 1] + column
+        stop = start + len(text)  # in Python 3.12.0 and 3.12.1 the end column may count bytes
         if kind in STARTS:
             opened = opened if depth else start
             depth += 1

@@ -380,7 +380,9 @@ class Wire:
         except BaseException as error:
             self.blobs = []
             kinds = [(kind.__module__, kind.__qualname__) for kind in type(error).__mro__]
-            plain = [x if type(x) in PLAIN else str(x) for x in error.args]
+            # What a SyntaxError says is no argument of it.
+            args = [str(error)] if isinstance(error, SyntaxError) else error.args
+            plain = [x if type(x) in PLAIN else str(x) for x in args]
             reply = {"error": [kinds, plain]}
         changed = [key for key in before if self._mark(given[key]) != before[key]]
         reply["changed"] = [(key, pack(given[key], self)) for key in changed]
@@ -421,6 +423,8 @@ class Wire:
             if isinstance(kind, type) and issubclass(kind, Exception) and kind is not StopIteration:
                 error = kind.__new__(kind, *args)
                 error.args = tuple(args)
+                if isinstance(error, SyntaxError):
+                    error.msg = args[0] if args else ""
                 return error
         return RuntimeError(f"{kinds[0][1]}: {args}")
 

@@ -14,6 +14,8 @@ import gzip
 import hashlib
 import json
 import re
+import threading
+import warnings
 from collections.abc import Iterator
 from dataclasses import dataclass, fields
 from pathlib import Path
@@ -158,10 +160,20 @@ def _example(row: dict, where: str) -> Example:
             raise ValueError(f"{where}: field '{name}' is empty")
     for name in ("old_code", "new_code"):
         try:
-            ast.parse(row[name])
+            parsed(row[name])
         except (SyntaxError, ValueError, RecursionError, MemoryError) as error:
             raise ValueError(f"{where}: field '{name}' is not valid Python ({error})") from None
     return Example(**{name: value for name, value in row.items() if name in known})
+
+
+_ONE = threading.Lock()  # the filters of warnings belong to all threads
+
+
+def parsed(code: str) -> ast.Module:
+    """The tree of a foreign program, without the warnings that Python has about it (`"\\d"`)."""
+    with _ONE, warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        return ast.parse(code)
 
 
 def version(example: Example) -> str:

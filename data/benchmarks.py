@@ -14,6 +14,7 @@ Not here: how programs are run (`sandbox.py`) and what their verdicts add up to 
 import ast
 import re
 from collections.abc import Iterator
+from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -25,7 +26,7 @@ PLAIN = "Answer with the whole program, its imports included, in one ```python f
 
 @dataclass(frozen=True)
 class Item:
-    """One problem. A program under test is `setup`, then `head` + the code, then one of `tests`."""
+    """One problem. What is tested is `setup`, then `program` of the code, then one of `tests`."""
 
     id: str
     user: str  # what the model is asked
@@ -34,7 +35,7 @@ class Item:
     calls: tuple[str, ...]  # the names that the tests take from the program; (): see `_calls`
     setup: str = ""  # trusted code before the program: the update, where there is one
     without: str | None = None  # `setup` without the update; None: there is no update
-    head: str = ""  # HumanEval's answers continue this
+    head: str = ""  # HumanEval's answers continue this, or have it in themselves
     inout: bool = False  # tests look at arguments that the program writes into
     package: str = ""
     kind: str = ""  # of the update, as the benchmark names it
@@ -92,9 +93,25 @@ def _code(row: dict, name: str, where: str) -> str:
 
 def _parse(code: str, name: str, where: str) -> ast.Module:
     try:
-        return ast.parse(code)
+        return data.parsed(code)
     except (SyntaxError, ValueError, RecursionError, MemoryError) as error:
         raise ValueError(f"{where}: field '{name}' is not valid Python ({error})") from None
+
+
+LONG = 2**16  # characters: Python 3.10 dies of a sum of many more terms, here and not in a sandbox
+
+
+def program(item: Item, code: str) -> str:
+    """What is run: the code behind the item's head, or alone if it is a whole program by itself.
+
+    The names of the head are there in either case: it is the item's setup, too.
+    """
+    if len(code) <= LONG:
+        with suppress(SyntaxError, ValueError, RecursionError, MemoryError):
+            body = data.parsed(code).body
+            if any(isinstance(x, ast.FunctionDef) and x.name in item.calls for x in body):
+                return code
+    return item.head + code
 
 
 # ---- HumanEval ----------------------------------------------------------------------------------
@@ -167,7 +184,7 @@ def install(path: str, kind: str, implementation: str) -> str:
     'math.sin = sin'
     """
     home, _, old = path.rpartition(".")
-    defined = [x.name for x in ast.parse(implementation).body if isinstance(x, ast.FunctionDef)]
+    defined = [x.name for x in data.parsed(implementation).body if isinstance(x, ast.FunctionDef)]
     new = old if old in defined or not defined else defined[-1]
     if "deprecat" in kind:
         return f"del {path}"
@@ -198,7 +215,7 @@ def _calls(package: str, signature: str, reference: str) -> tuple[str, ...]:
     """
     if package == "pandas":
         return ()
-    defined = [x.name for x in ast.parse(reference).body if isinstance(x, ast.FunctionDef)]
+    defined = [x.name for x in data.parsed(reference).body if isinstance(x, ast.FunctionDef)]
     named = re.findall(r"\w+(?=\s*\()", signature)[:1]
     return tuple(named if named and named[0] in defined else defined)
 
@@ -209,7 +226,7 @@ def _unit_tests(text: str, reference: str, where: str) -> tuple[str, ...]:
     Published tests use names that the program imports: the imports of the reference come first.
     """
     body = _parse(text, "unit_tests", where).body
-    imports = [x for x in ast.parse(reference).body if isinstance(x, ast.Import | ast.ImportFrom)]
+    imports = [x for x in data.parsed(reference).body if isinstance(x, ast.Import | ast.ImportFrom)]
     shared = [ast.unparse(x) for x in [*imports, *body] if not _is_test(x)]
     tests = [x for x in body if _is_test(x)]
     if not tests:

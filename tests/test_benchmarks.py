@@ -4,6 +4,7 @@ import gzip
 import itertools
 import json
 import math
+import warnings
 
 import pytest
 from transformers import AutoTokenizer
@@ -393,6 +394,31 @@ def test_humaneval_in_its_own_format(tmp_path):
     samples = [{"task_id": "HumanEval/0", "completion": text} for text in completions]
     code, (line,) = _main(tmp_path, "humaneval", [DOUBLE, ROOT], samples)
     assert (code, line["verdicts"]) == (0, ["pass", "fail", "pass"])
+
+
+def test_a_whole_program_is_a_humaneval_answer(tmp_path):
+    """Behind the prompt `from __future__` is a syntax error, and its reason read "None"."""
+    future = "from __future__ import annotations\n"
+    whole = future + "def double(x: Foo) -> Foo:\n    return '\\d' and 2 * x\n"
+    broken = ["    return x\n" + future, "    return (\n"]
+    completions = [whole, "def double(x):\n  return 3 * x", *broken]
+    samples = [{"task_id": "HumanEval/0", "completion": text} for text in completions]
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        _, (line,) = _main(tmp_path, "humaneval", [DOUBLE, ROOT], samples)
+    assert line["verdicts"] == ["pass", "fail", "fail", "fail"]
+    said = line["reasons"]
+    assert said[2].startswith("SyntaxError: from __future__ imports must occur at the beginning")
+    assert "(<program>, line " in said[2] and "was never closed" in said[3]
+
+
+def test_a_whole_program_has_the_names_of_its_prompt(tmp_path):
+    """An answer that repeats the function, but not the prompt's import, was right and is."""
+    row = DOUBLE | {"prompt": "from typing import List\n\n" + DOUBLE["prompt"]}
+    code = "def double(x: List) -> List:\n    return 2 * x\n"
+    samples = [{"task_id": "HumanEval/0", "completion": code}]
+    _, (line,) = _main(tmp_path, "humaneval", [row], samples)
+    assert line["verdicts"] == ["pass"]
 
 
 def test_a_missing_library_is_said_and_not_counted(tmp_path, capsys):

@@ -5,6 +5,7 @@ import copy
 import datetime
 import difflib
 import json
+import warnings
 
 import pytest
 from conftest import CHATS, SPECIAL, speaker
@@ -115,6 +116,14 @@ def test_separators_inside_strings_do_not_split_lines(tmp_path):
     path = tmp_path / "rows.jsonl"
     path.write_text(json.dumps(ROW | {"old_code": code}, ensure_ascii=False), encoding="utf-8")
     assert data.load(path)[0].old_code == code
+
+
+def test_code_that_python_warns_of_is_read_in_silence(tmp_path):
+    """Prevents: a SyntaxWarning for each row with '\\d', and under -W error a refused file."""
+    path = write(tmp_path, ROW | {"old_code": "re.match('\\d', s)", "new_code": "1 is 1"})
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        assert data.load(path)[0].new_code == "1 is 1"
 
 
 # ---------------------------------------------------------------- the prompt

@@ -7,6 +7,7 @@ import ast
 import copy
 import random
 import sys
+import tokenize
 import warnings
 from pathlib import Path
 
@@ -298,6 +299,20 @@ def test_same_program_with_and_without_docstring():
 
 
 NOT_PYTHON = ["x = (", "x = 'a", '"""a', " x", "if x:\ny", "x = 1\\", "a b", "$", "é\0", "'\udfff'"]
+
+
+def test_strip_comments_takes_a_token_s_text_for_its_length(monkeypatch):
+    """In Python 3.12.0 and 3.12.1 the end column of a token over several lines counts bytes."""
+    code = "x = \"\"\"a\nbä\"\"\"+y  # é\nz = f('''é\nü''', 1)\n"
+    tokens = tokenize.generate_tokens
+
+    def counting_bytes(readline):
+        for token in tokens(readline):
+            (row, _), (end_row, _), last = token.start, token.end, token.string.split("\n")[-1]
+            yield token._replace(end=(end_row, len(last.encode()))) if end_row > row else token
+
+    monkeypatch.setattr(tokenize, "generate_tokens", counting_bytes)
+    assert reward.strip_comments(code) == "x = \"\"\"a\nbä\"\"\"+y\nz = f('''é\nü''', 1)"
 
 
 @pytest.mark.parametrize("code", NOT_PYTHON)
