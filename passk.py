@@ -26,6 +26,7 @@ from tqdm import tqdm
 
 import data
 import sandbox
+from data import benchmarks
 from data.benchmarks import Item
 from sandbox import Box, Limits, Task, Verdict
 
