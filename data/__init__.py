@@ -19,8 +19,8 @@ HERE = Path(__file__).parent
 DEFAULT = HERE / "updates.jsonl"
 POLICY = HERE / "policy"
 # What a row is for: training; new updates of libraries that are trained on; whole libraries that
-# training never sees; harder questions about updates that training does not have.
-SPLITS = ("train", "test_seen", "test", "test_hard")
+# training never sees; harder questions about updates that training does not have; updates of 2026.
+SPLITS = ("train", "test_seen", "test", "test_hard", "test_2026")
 
 # The paper's conversation (arXiv 2506.20495): roles and order are the paper's, wording is ours.
 SYSTEM = (

@@ -3,6 +3,7 @@
     pip install pyyaml tqdm uv
     python -m data.verify                      proves the rows that are new, changed or not proved
     python -m data.verify --library httpx      the same for one library
+    python -m data.verify --file updates_2026  the same for one file of rows
     python -m data.verify --exact              proves one row of an update in `new_version` itself
     python -m data.verify --exact 3.9 "six<2"  the same under another Python, beside other packages
 
@@ -21,6 +22,7 @@ import argparse
 import asyncio
 import collections
 import contextlib
+import fcntl
 import hashlib
 import inspect
 import json
@@ -39,7 +41,11 @@ from tqdm import tqdm
 
 from data import HERE, build
 
-RECORD = HERE / "verified.jsonl"
+RECORDS = {  # of each file of rows
+    "updates": HERE / "verified.jsonl",
+    "updates_2026": HERE / "verified_2026.jsonl",
+    "updates_behaviour": HERE / "verified_behaviour.jsonl",
+}
 EXACT = HERE / "verified_exact.jsonl"  # of --exact
 LIMIT = 120  # seconds for a program; a first import on a busy machine takes long
 PATIENCE = 900  # seconds for an installation
@@ -64,6 +70,7 @@ class Row(NamedTuple):
     new_code: str
     old_release: Release
     new_release: Release
+    file: str = ""  # of the rows; "" where a release that is missing is no fault
 
 
 class Run(NamedTuple):
@@ -79,7 +86,7 @@ def digest(*texts: str) -> str:
     return hashlib.sha256("\0".join(texts).encode()).hexdigest()[:12]
 
 
-def rows(path: Path, exact: list[str] | None = None) -> Iterator[Row]:
+def rows(path: Path, exact: list[str] | None = None, file: str = "updates") -> Iterator[Row]:
     """The rows of one file with the releases that prove them.
 
     With `exact`, one row of each update that is otherwise proved in a later release than its own.
@@ -91,7 +98,9 @@ def rows(path: Path, exact: list[str] | None = None) -> Iterator[Row]:
         update = of_update[row["id"].rpartition("-")[0]]
         later = update.get("run_version", update["new_version"]) != update["new_version"]
         if exact is None or later and update["id"] not in seen:
-            yield Row(*[row[field] for field in Row._fields[:4]], *releases(source, update, exact))
+            fields = [row[field] for field in Row._fields[:4]]
+            strict = "" if file == "updates" else file
+            yield Row(*fields, *releases(source, update, exact), strict)
         seen.add(update["id"])
 
 
@@ -310,6 +319,7 @@ async def prove(library: list[Row], envs: Path, scratch: Path, keep: bool, done:
 def fingerprint(row: Row) -> dict[str, str]:
     """What a record is about: where it differs, the row has to be proved again."""
     kind = {"kind": build.UNCHANGED} if row.old_code == row.new_code else {}
+    kind |= {"file": row.file} if row.file else {}
     return kind | {
         "id": row.id,
         "dependency": row.dependency,
@@ -353,8 +363,10 @@ def warnings_of_change(row: Row, new: Run, changed: Run) -> Iterator[str]:
 
 def good(record: dict[str, str], name: str) -> bool:
     """Whether one of the three runs ended as that of a proved row does."""
+    if record[name] == MISSING:
+        return not record.get("file")
     unchanged = name == "old_on_new" and record.get("kind") == build.UNCHANGED
-    return record[name] == MISSING or record[name].startswith(SAME if unchanged else RUNS[name])
+    return record[name].startswith(SAME if unchanged else RUNS[name])
 
 
 def state(record: dict[str, str]) -> str:
@@ -375,12 +387,28 @@ def read(path: Path) -> dict[str, dict[str, str]]:
         sys.exit(f"{path.name} has a line that is no record: delete the file and start again")
 
 
-def write(path: Path, records: dict[str, dict[str, str]]) -> None:
-    """Replace a file at one stroke, so that it is whole at any time."""
-    draft = path.with_suffix(".draft")
-    lines = [json.dumps(records[name], ensure_ascii=False) + "\n" for name in sorted(records)]
-    draft.write_text("".join(lines), encoding="utf-8", newline="\n")
-    draft.replace(path)
+def write(path: Path, changes: dict[str, dict[str, str] | None]) -> None:
+    """Put these records into a file, and take out those that are None.
+
+    The file is whole at any time, and what another process has put into it stays.
+    """
+    with alone(path.parent):
+        records = {name: r for name, r in (read(path) | changes).items() if r}
+        draft = path.with_suffix(".draft")
+        lines = [json.dumps(records[name], ensure_ascii=False) + "\n" for name in sorted(records)]
+        draft.write_text("".join(lines), encoding="utf-8", newline="\n")
+        draft.replace(path)
+
+
+@contextlib.contextmanager
+def alone(folder: Path) -> Iterator[None]:
+    """Keep other processes that ask for this folder, too, waiting."""
+    lock = os.open(folder, os.O_RDONLY)
+    try:
+        fcntl.flock(lock, fcntl.LOCK_EX)
+        yield
+    finally:
+        os.close(lock)
 
 
 def summary(records: list[dict[str, str]]) -> None:
@@ -398,10 +426,11 @@ def summary(records: list[dict[str, str]]) -> None:
 
 
 def arguments(argv: list[str] | None) -> argparse.Namespace:
-    libraries = list(build.sources())
+    libraries = sorted({library for file in RECORDS for library in build.sources(file)})
     parser = argparse.ArgumentParser(description=__doc__.partition("\n")[0])
     add = parser.add_argument
     add("--library", nargs="+", metavar="NAME", choices=libraries, default=libraries)
+    add("--file", nargs="+", choices=list(RECORDS), default=list(RECORDS), help="files of rows")
     add("--envs", type=Path, metavar="FOLDER", help="where to make environments (temporary)")
     add("--keep", action="store_true", help="keep the environments in --envs for another time")
     add("--jobs", type=int, default=2, help="libraries at a time")
@@ -432,28 +461,39 @@ def stands(row: Row, record: dict[str, str], exact: list[str] | None) -> bool:
     return bool(same and row.new_release[:2][-1] == record["new_release"].split(", ")[:2][-1])
 
 
+def wanted(args: argparse.Namespace) -> dict[str, list[Row]]:
+    """The rows of each library that was asked for, of all files that were."""
+    found: dict[str, list[Row]] = {name: [] for name in args.library}
+    for file in args.file:
+        sources = build.sources(file)
+        for name in found:
+            for path in sources.get(name, ()):
+                found[name] += rows(path, args.exact, file)
+    return found
+
+
 async def prove_all(args: argparse.Namespace, scratch: Path) -> list[dict[str, str]]:
     """Prove the libraries asked for, the largest first, and return their records."""
-    path = RECORD if args.exact is None else EXACT
-    records, gate = read(path), asyncio.Semaphore(args.jobs)
-    files = build.sources()
-    found = [
-        [row for file in files[name] for row in rows(file, args.exact)] for name in args.library
-    ]
-    names = {row.id for library in found for row in library}
-    for name in set(records) - names:
-        if records[name]["dependency"].lower() in args.library:
-            del records[name]
+    found, gate = wanted(args), asyncio.Semaphore(args.jobs)
+    names = {row.id for library in found.values() for row in library}
+    paths = {file: RECORDS[file] if args.exact is None else EXACT for file in args.file}
+    records = {}
+    for path in paths.values():
+        known = read(path)
+        gone = {name for name in set(known) - names if known[name]["dependency"].lower() in found}
+        if gone:
+            write(path, dict.fromkeys(gone))
+        records |= {name: record for name, record in known.items() if name not in gone}
     todo = [
         [r for r in library if args.again or not stands(r, records.get(r.id, {}), args.exact)]
-        for library in found
+        for library in found.values()
     ]
     envs = args.envs.resolve() if args.envs else scratch / "envs"
     with tqdm(total=sum(map(len, todo)), unit="row") as bar:
 
         def done(row: Row, *runs: Run) -> None:
             record = records[row.id] = judge(row, *runs)
-            write(path, records)
+            write(paths[row.file or "updates"], {row.id: record})
             bar.update()
             if state(record) == STATES[3]:
                 bar.write("\n    ".join([f"{row.id}: {record['reason']}", *map(str, runs)]))
@@ -467,7 +507,6 @@ async def prove_all(args: argparse.Namespace, scratch: Path) -> list[dict[str, s
         for fault in await asyncio.gather(*map(one, todo), return_exceptions=True):
             if fault:
                 raise fault
-    write(path, records)
     return [records[name] for name in sorted(names)]
 
 

@@ -164,12 +164,9 @@ def test_tokenizer_is_lossless_on_all_rows(rows, tokenizer):
 @pytest.fixture
 def built(tmp_path, monkeypatch):
     """Builds the updates given, each a toy update with some fields changed; returns the rows."""
-    folders = {"updates": tmp_path / "updates", "hard": tmp_path / "hard"}
-    for name, folder in folders.items():
-        folder.mkdir()
-        monkeypatch.setattr(build, name.upper(), folder)
+    monkeypatch.setattr(build, "HERE", tmp_path)
 
-    def call(*updates, folder="updates", library="toy"):
+    def call(*updates, folder="updates", library="toy", file="updates"):
         toy = {
             "id": "toy",
             "kind": "any",
@@ -179,8 +176,9 @@ def built(tmp_path, monkeypatch):
         }
         toy |= {"description": "any", "usages": [{"old": "print(a)", "new": "print(b)"}]}
         text = json.dumps([toy | update for update in updates])  # JSON is YAML as well
-        (folders[folder] / f"{library}.yaml").write_text(f"library: {library}\nupdates: {text}")
-        return [json.loads(line) for line in build.build().splitlines()]
+        (tmp_path / folder).mkdir(exist_ok=True)
+        (tmp_path / folder / f"{library}.yaml").write_text(f"library: {library}\nupdates: {text}")
+        return [json.loads(line) for line in build.build()[file].splitlines()]
 
     return call
 
@@ -336,7 +334,8 @@ def test_a_fault_of_a_source_is_one_sentence(built, capsys):
 
 def test_committed_file_is_what_the_builder_builds():
     """Prevents: a source file is edited and the data set is not rebuilt."""
-    assert data.DEFAULT.read_bytes() == build.build().encode()
+    for file, text in build.build().items():
+        assert (data.HERE / f"{file}.jsonl").read_bytes() == text.encode(), file
 
 
 def test_the_counts_of_the_page_are_those_of_the_file():

@@ -41,23 +41,30 @@ def run(folder, *codes):
     return asyncio.run(all_of_them())
 
 
+def record_of():
+    return verify.RECORDS["updates"]
+
+
 @pytest.fixture
 def prove(tmp_path, monkeypatch):
     """Proves a data set of one row in a folder of its own; returns exit status and record."""
     monkeypatch.setattr(verify.Environment, "install", install)
     monkeypatch.setattr(verify.shutil, "which", lambda name: name)
-    monkeypatch.setattr(build, "UPDATES", tmp_path)
-    monkeypatch.setattr(build, "HARD", tmp_path / "hard")
-    monkeypatch.setattr(verify, "RECORD", tmp_path / "verified.jsonl")
+    monkeypatch.setattr(build, "HERE", tmp_path)
+    for file in verify.RECORDS:
+        monkeypatch.setitem(verify.RECORDS, file, tmp_path / f"record_{file}.jsonl")
     monkeypatch.setattr(verify, "EXACT", tmp_path / "verified_exact.jsonl")
 
     def call(old, new, *options, old_version="old", new_version="new", kind="any", **more):
+        folder = more.pop("folder", "updates")
         update = {"id": "toy", "old_version": old_version, "new_version": new_version, **more}
         update |= {"kind": kind, "description": "any", "notes": ["no import of warnings"]}
         update["usages"] = [{"old": old, "new": new}]
         updates = json.dumps([update])  # JSON is YAML as well
-        (tmp_path / "python.yaml").write_text(f"library: python\nupdates: {updates}")
-        return verify.main(list(options)), verify.read(verify.RECORD).get("toy-0")
+        (tmp_path / folder).mkdir(exist_ok=True)
+        (tmp_path / folder / "python.yaml").write_text(f"library: python\nupdates: {updates}")
+        record = verify.RECORDS["updates" if folder == "hard" else folder]
+        return verify.main(list(options)), verify.read(record).get("toy-0")
 
     return call
 
@@ -279,11 +286,11 @@ def programs(monkeypatch):
 def test_only_new_changed_and_failed_rows_are_run(prove, programs):
     """Prevents: an hour of work is done twice, or a changed row keeps its old proof."""
     prove(OLD, NEW)
-    whole = verify.RECORD.read_bytes()
+    whole = record_of().read_bytes()
     prove(OLD, NEW)
     assert programs == [NEW, OLD, OLD]
     prove(OLD, NEW, "--again")
-    assert len(programs) == 6 and verify.RECORD.read_bytes() == whole
+    assert len(programs) == 6 and record_of().read_bytes() == whole
     _, record = prove(WARN + "print(4)", NEW)
     assert len(programs) == 9 and record["reason"] == "old_on_old: differs"
     prove(WARN + "print(4)", NEW)
@@ -297,21 +304,21 @@ def test_records_of_rows_that_are_gone_go_and_others_stay(prove):
     """Prevents: the record proves rows that nobody has, or --library forgets the others."""
     _, record = prove(OLD, NEW)
     other = record | {"id": "other-0", "dependency": "other"}
-    verify.write(verify.RECORD, {"toy-7": record | {"id": "toy-7"}, "other-0": other})
+    verify.write(record_of(), {"toy-7": record | {"id": "toy-7"}, "other-0": other})
     prove(OLD, NEW)
-    assert list(verify.read(verify.RECORD)) == ["other-0", "toy-0"]
-    assert verify.RECORD.read_bytes().endswith(b"}\n")
+    assert list(verify.read(record_of())) == ["other-0", "toy-0"]
+    assert record_of().read_bytes().endswith(b"}\n")
 
 
 def test_the_files_of_one_library_are_proved_together(prove, programs, tmp_path):
     """Prevents: hard/ is passed over, or two files of one library make one environment at once."""
     prove(OLD, NEW)
     (tmp_path / "hard").mkdir()
-    other = (tmp_path / "python.yaml").read_text().replace("toy", "hard")
+    other = (tmp_path / "updates" / "python.yaml").read_text().replace("toy", "hard")
     (tmp_path / "hard" / "python-several.yaml").write_text(other)
     assert list(build.sources()) == ["python"]
     prove(OLD, NEW, "--library", "python")
-    assert programs == [NEW, OLD, OLD] * 2 and list(verify.read(verify.RECORD)) == [
+    assert programs == [NEW, OLD, OLD] * 2 and list(verify.read(record_of())) == [
         "hard-0",
         "toy-0",
     ]
@@ -321,14 +328,14 @@ def test_exact_proves_one_row_in_new_version_and_keeps_what_is_proved(prove, pro
     """Prevents: an update is run in the wrong release, or anew for each Python; or --exact writes
     over the record of the rows."""
     prove(OLD, NEW, run_version="later")
-    whole = verify.RECORD.read_bytes()
+    whole = record_of().read_bytes()
     prove(OLD, "print(4)", "--exact", run_version="later")
     [failed] = verify.read(verify.EXACT).values()
     assert failed["new_release"] == "Python new" and failed["old_on_old"] == "differs"
     assert prove(OLD, NEW, "--exact", "3.7", run_version="later")[0] == 0
     assert prove(OLD, NEW, "--exact", "3.8", run_version="later")[0] == 0
     assert programs == [NEW, OLD, OLD, "print(4)", OLD, OLD, NEW, OLD, OLD]
-    assert verify.RECORD.read_bytes() == whole
+    assert record_of().read_bytes() == whole
     prove(OLD, NEW, "--exact", run_version="new")  # its row is proved there anyway
     assert verify.read(verify.EXACT) == {}
 
@@ -336,9 +343,9 @@ def test_exact_proves_one_row_in_new_version_and_keeps_what_is_proved(prove, pro
 def test_an_interrupt_leaves_a_whole_record_and_no_litter(prove, programs, tmp_path, monkeypatch):
     """Prevents: Ctrl-C leaves environments, servers or half a record behind."""
     prove(OLD, NEW)
-    whole = verify.RECORD.read_bytes()
-    other = (tmp_path / "python.yaml").read_text().replace("python", "other")
-    (tmp_path / "other.yaml").write_text(other.replace("toy", "other"))
+    whole = record_of().read_bytes()
+    other = (tmp_path / "updates" / "python.yaml").read_text().replace("python", "other")
+    (tmp_path / "updates" / "other.yaml").write_text(other.replace("toy", "other"))
     (tmp_path / "temporary").mkdir()
     monkeypatch.setattr(verify.tempfile, "tempdir", str(tmp_path / "temporary"))
     real = verify.Environment.run
@@ -354,7 +361,7 @@ def test_an_interrupt_leaves_a_whole_record_and_no_litter(prove, programs, tmp_p
     before = signal.signal(signal.SIGINT, signal.default_int_handler)
     status, _ = prove(OLD, NEW, "--again", "--envs", str(tmp_path / "envs"))
     signal.signal(signal.SIGINT, before)
-    assert status == 130 and verify.RECORD.read_bytes() == whole
+    assert status == 130 and record_of().read_bytes() == whole
     assert not list((tmp_path / "temporary").iterdir())
     assert not list((tmp_path / "envs").iterdir())
 
@@ -384,7 +391,7 @@ def test_a_machine_without_uv_is_told_what_to_do(prove, monkeypatch, capsys):
 
 def test_a_broken_record_is_told_in_one_sentence(prove):
     """Prevents: a merge conflict in the record ends in a traceback."""
-    verify.RECORD.write_text("<<<<<<< HEAD\n")
+    record_of().write_text("<<<<<<< HEAD\n")
     with pytest.raises(SystemExit, match="delete the file"):
         prove(OLD, NEW)
 
