@@ -27,7 +27,7 @@ class Config:
 
     algo: str = flag("grpo", "algorithm", ("grpo", "dapo", "sft"))
     model: str = flag("", "folder or hub id of a causal language model (default: bundled)")
-    data: str = flag("", "JSON-lines file of API updates (default: bundled)")
+    data: str = flag("", "JSON-lines files of API updates, with commas (default: bundled)")
     steps: int = flag(12, "rollouts to train on (sft: batches)")
     device: str = flag("auto", "auto takes the GPU where there is one", ("auto", "cpu", "cuda"))
     threads: int = flag(0, "CPU threads, 0 is as many as this process may use")

@@ -381,7 +381,12 @@ def parser() -> argparse.ArgumentParser:
         flag = commands.add_parser(name, help=text, description=text).add_argument
         own = name == "updates"
         flag("--model", default="", help="folder, run's checkpoint or hub id (default: bundled)")
-        flag("--data", required=not own, default="", help="the file (updates: default bundled)")
+        flag(
+            "--data",
+            required=not own,
+            default="",
+            help="the file (updates: or several, a,b; default bundled)",
+        )
         flag("--out", default="", help="JSON-lines file, a line an answer or item")
         flag("--n", type=int, default=1 if own else 5, help="samples of each (default %(default)s)")
         flag("--k", default="1", metavar="K,K", help="which Pass@k, such as 1,5 (default 1)")
@@ -392,7 +397,7 @@ def parser() -> argparse.ArgumentParser:
         flag("--device", default="cuda" if torch.cuda.is_available() else "cpu", help="cpu or cuda")
         flag("--dtype", default="float32", choices=("float32", "bfloat16"), help="of the model")
         if own:
-            flag("--split", default="", help="such as test,test_hard (default: all)")
+            flag("--split", default="", help="such as test,test_2026 (default: all but test_2026)")
             flag("--rows", type=int, default=0, help="of each split, at most; 0 is all")
             flag("--answers", default="", metavar="FILE", help="answers of a run, not a model's")
             flag("--run", action="store_true", help="judge them by execution, too (needs uv)")

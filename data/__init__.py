@@ -17,6 +17,7 @@ from pathlib import Path
 
 HERE = Path(__file__).parent
 DEFAULT = HERE / "updates.jsonl"
+NEWEST = HERE / "updates_2026.jsonl"  # read where its split is asked for by name, and never else
 POLICY = HERE / "policy"
 # What a row is for: training; new updates of libraries that are trained on; whole libraries that
 # training never sees; harder questions about updates that training does not have; updates of 2026.
@@ -58,30 +59,29 @@ PAPER_FIELDS = [f.name for f in fields(Example)][:6]
 
 
 def load(path: str | Path | None = None, split: str = "train") -> list[Example]:
-    """Read the rows of one split from a JSON-lines file (default: the bundled `updates.jsonl`).
+    """Read the rows of one split from JSON-lines files (default: the bundled `updates.jsonl`).
 
-    A file whose rows carry no split, such as the paper's own, is returned whole. Fields that
-    `Example` does not know are ignored. ValueError names file, line and field of the first bad row.
+    Several files stand with commas between them: "a.jsonl,b.jsonl". One whose rows carry no split,
+    such as the paper's own, is returned whole. Fields that `Example` does not know are ignored.
+    ValueError names file, line and field of the first bad row.
     """
+    path = path or (NEWEST if split == "test_2026" else DEFAULT)
     rows = [row for row in _read(path) if row.split in ("", split)]
     if not rows:
-        raise ValueError(
-            f"{path or DEFAULT}: no row of split '{split}'; check the field `split` of its rows"
-        )
+        raise ValueError(f"{path}: no row of split '{split}'; check the field `split` of its rows")
     return rows
 
 
 def splits(path: str | Path | None = None) -> list[str]:
-    """The splits that a file has, in the order of `SPLITS`; only "train" where it names none."""
+    """The splits that the files have, in the order of `SPLITS`; "train" where they name none."""
     found = {row.split or "train" for row in _read(path)}
     return [name for name in SPLITS if name in found]
 
 
 def where(path: str | Path | None, example: Example) -> str:
     """Where an example stands, for a complaint about it: "FILE, line 7"."""
-    path = Path(path) if path else DEFAULT
-    rows = _rows(path, path.stat().st_mtime_ns)
-    return f"{path}, line {next(n for n, row in rows.items() if row == example)}"
+    found = ((file, n) for file in _files(path) for n, row in _rows(file).items() if row == example)
+    return "{}, line {}".format(*next(found))
 
 
 def fingerprint(path: str | Path | None) -> str:
@@ -90,15 +90,29 @@ def fingerprint(path: str | Path | None) -> str:
 
 
 def _read(path: str | Path | None) -> list[Example]:
-    path = Path(path) if path else DEFAULT
+    found = {file: list(_rows(file).values()) for file in _files(path)}
+    bare = [file for file, rows in found.items() if rows and not rows[0].split]
+    if bare and len(found) > 1:
+        raise ValueError(f"{bare[0]}: its rows need the field 'split' to be read with other files")
+    return [row for rows in found.values() for row in rows]
+
+
+def _files(path: str | Path | None) -> list[Path]:
+    """The files that `--data` names."""
+    if isinstance(path, Path):
+        return [path]
+    return list(map(Path, path.split(","))) if path else [DEFAULT]
+
+
+def _rows(path: Path) -> dict[int, Example]:
+    """Each row by its line number."""
     if not path.is_file():
         raise ValueError(f"{path}: no such data file; give a JSON-lines file with --data")
-    return list(_rows(path, path.stat().st_mtime_ns).values())
+    return _parsed(path, path.stat().st_mtime_ns)
 
 
-@functools.lru_cache(maxsize=4)  # a run asks for several splits of one file
-def _rows(path: Path, _changed: int) -> dict[int, Example]:
-    """Each row by its line number."""
+@functools.lru_cache(maxsize=8)  # a run asks for several splits of few files
+def _parsed(path: Path, _changed: int) -> dict[int, Example]:
     # Split on "\n" alone: str.splitlines would also cut at form feeds and U+2028 inside a string.
     lines = enumerate(path.read_bytes().split(b"\n"), start=1)
     rows = {n: _example(line, f"{path}, line {n}") for n, line in lines if line.strip()}

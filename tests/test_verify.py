@@ -310,6 +310,40 @@ def test_records_of_rows_that_are_gone_go_and_others_stay(prove):
     assert record_of().read_bytes().endswith(b"}\n")
 
 
+def test_each_file_of_rows_has_a_record_of_its_own(prove):
+    """Prevents: the rows of 2026 are written into the record of the others, or are not asked for
+    by name."""
+    prove(OLD, NEW)
+    whole = record_of().read_bytes()
+    new = {"folder": "updates_2026", "released": "2026-03-01"}
+    status, record = prove(OLD, NEW, "--file", "updates_2026", **new)
+    assert status == 0 and record["file"] == "updates_2026" and record_of().read_bytes() == whole
+    assert prove(OLD, NEW, "--file", "updates", **new)[1] == record
+
+
+@pytest.mark.parametrize("missing", ["old_version", "new_version"])
+def test_what_is_not_installed_proves_nothing_new(prove, missing, capsys):
+    """Prevents: a row of 2026 counts as proved where one of its releases could not be had."""
+    new = {"folder": "updates_2026", "released": "2026-03-01", missing: "absent"}
+    status, record = prove(OLD, NEW, **new)
+    assert status == 1 and "Python absent is not installed" in record["reason"]
+    assert "1 FAILED" in capsys.readouterr().out
+
+
+def test_two_proofs_at_once_keep_each_other_s_records(prove):
+    """Prevents: a second process writes back what it read before the first was done."""
+    _, record = prove(OLD, NEW)
+    code = "import sys, pathlib; from data import verify; path = pathlib.Path(sys.argv[1])\n"
+    code += f"for n in range(20): verify.write(path, {{f'{{sys.argv[2]}}-{{n}}': {record}}})"
+    code = code.replace("'id': 'toy-0'", "'id': f'{sys.argv[2]}-{n}'")
+    two = [
+        subprocess.Popen([sys.executable, "-c", code, record_of(), name], cwd=HERE.parent)
+        for name in ("ant", "bee")
+    ]
+    assert [process.wait() for process in two] == [0, 0]
+    assert len(verify.read(record_of())) == 41
+
+
 def test_the_files_of_one_library_are_proved_together(prove, programs, tmp_path):
     """Prevents: hard/ is passed over, or two files of one library make one environment at once."""
     prove(OLD, NEW)
