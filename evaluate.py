@@ -229,19 +229,26 @@ def updates(options: argparse.Namespace) -> str:
         policy = load(options.model, options.device, getattr(torch, options.dtype))
         graded = report(policy, rows, options.max_new_tokens, "greedy answers")
     keep(graded, options.out)  # now: to run them takes long, and may be stopped
-    tables = [breakdown(graded)]
+    tables = []
     if options.run:
         graded = executed(graded, options)
         keep(graded, options.out)
-        tables.append(execute.table(graded))
+        by_kind = execute.table(grouped(graded, "kind"), "kind")
+        tables = [execute.table(graded), by_kind, execute.remarks(graded)]
+    tables.append(breakdown(graded))
     for title, of in (("library", "dependency"), ("kind", "kind")):
-        groups: Report = {}
-        for g in (g for part in graded.values() for g in part):
-            groups.setdefault(getattr(g.example, of) or "unnamed", []).append(g)
-        tables.append(breakdown(dict(sorted(groups.items())), title))
+        tables.append(breakdown(grouped(graded, of), title))
     if options.n > 1:
         tables.append(sampled(policy, rows, options))
     return "\n\n".join(tables)
+
+
+def grouped(graded: Report, field: str) -> Report:
+    """The answers of all splits by a field of their rows."""
+    groups: Report = {}
+    for g in (g for part in graded.values() for g in part):
+        groups.setdefault(getattr(g.example, field) or "unnamed", []).append(g)
+    return dict(sorted(groups.items()))
 
 
 def keep(graded: Report, out: str) -> None:

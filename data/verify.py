@@ -133,10 +133,28 @@ def modules(row: Row) -> tuple[str, ...]:
 # ---------------------------------------------------------------- running a program
 
 
+def listen(warned, own):
+    """From now on add each deprecation to `warned`: category, whether a line of `own` warns, text.
+
+    What counts as one is said here alone: `data/execute.py` hands on this source, too.
+    """
+    import warnings
+
+    def note(message, category, filename, *_):
+        kinds = " ".join(kind.__name__ for kind in category.__mro__)
+        if any(word in kinds for word in ("Deprecat", "FutureWarning", "RemovedIn")):
+            warned.append((category.__name__, filename == own, str(message)))
+
+    warnings.resetwarnings()
+    warnings.simplefilter("always")
+    warnings.showwarning = note
+
+
 def serve(seconds, modules):
     """Fork a child for each folder named on the input; answer with the signal that ended it.
 
-    An environment is handed this source alone: nothing from outside, and all that Python 3.7 knows.
+    An environment is handed this source and that of `listen` alone: nothing else from outside, and
+    all that Python 3.7 knows.
     """
     import json
     import os
@@ -169,15 +187,7 @@ def serve(seconds, modules):
         main = sys.modules["__main__"] = types.ModuleType("__main__")
         main.__file__, sys.argv, sys.path[0] = path, [path], folder + "/empty"
         warned, error = [], None
-
-        def note(message, category, filename, *_, warned=warned, path=path):
-            kinds = " ".join(kind.__name__ for kind in category.__mro__)
-            if any(word in kinds for word in ("Deprecat", "FutureWarning", "RemovedIn")):
-                warned.append((category.__name__, filename == path, str(message)))
-
-        warnings.resetwarnings()
-        warnings.simplefilter("always")
-        warnings.showwarning = note
+        listen(warned, path)
         try:
             with open(path, encoding="utf-8") as file:
                 code = compile(file.read(), path, "exec")
@@ -191,7 +201,9 @@ def serve(seconds, modules):
         os._exit(0)
 
 
-SERVER = inspect.getsource(serve)  # read now: an edit while this runs must not reach it
+# Read now: an edit while this runs must not reach it.
+LISTEN = inspect.getsource(listen)
+SERVER = LISTEN + inspect.getsource(serve)
 
 
 class Environment:
