@@ -95,8 +95,9 @@ def by_release(
     rows: dict, codes: dict[Example, list[str]], envs: str, kind: str
 ) -> Iterator[tuple[Example, dict[str, Outcome]]]:
     """Each row with the outcomes of its codes: one environment after the other, rows at once."""
-    for release in sorted({rows[example].new_release for example in codes}):
-        part = [example for example in codes if rows[example].new_release == release]
+    wanted = {example: _verify().home(rows[example].new_release) for example in codes}
+    for release in sorted(set(wanted.values())):
+        part = [example for example in codes if wanted[example] == release]
         with interpreter(release, envs) as (python, fault):
             work = functools.partial(one_row, box=Box(python, kind, LIMITS), fault=fault)
             jobs = [(rows[example], codes[example]) for example in part]

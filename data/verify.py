@@ -12,10 +12,11 @@ Three runs a row: (1) the new code in the new release runs, prints and gives no 
 old code in the old release prints what the new code printed in (1). Where the note does not apply
 to the code, old and new code are the same, and (2) must print what (1) printed, too.
 
-Each release has a virtual environment of its own, made from the Python package index; uv's own
-settings apply (torch fills its cache with 20 GB, or with less after UV_TORCH_BACKEND=cpu). An
-import takes seconds and a fork takes milliseconds: a server in the environment imports what a
-program imports, and forks a child that runs the program. So it needs fork: Linux or macOS.
+A release has a virtual environment of its own or, if `together.yaml` says so, one with releases of
+other libraries. They are made from the Python package index; uv's own settings apply (torch fills
+its cache with 20 GB, or with less after UV_TORCH_BACKEND=cpu). An import takes seconds and a fork
+takes milliseconds: a server in the environment imports what a program imports, and forks a child
+that runs the program. So it needs fork: Linux or macOS.
 """
 
 import argparse
@@ -23,6 +24,7 @@ import asyncio
 import collections
 import contextlib
 import fcntl
+import functools
 import hashlib
 import inspect
 import json
@@ -37,6 +39,7 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import NamedTuple
 
+import yaml
 from tqdm import tqdm
 
 from data import HERE, build
@@ -47,6 +50,7 @@ RECORDS = {  # of each file of rows
     "updates_behaviour": HERE / "verified_behaviour.jsonl",
 }
 EXACT = HERE / "verified_exact.jsonl"  # of --exact
+TOGETHER = HERE / "together.yaml"
 LIMIT = 120  # seconds for a program; a first import on a busy machine takes long
 PATIENCE = 900  # seconds for an installation
 MISSING = "not installed"
@@ -122,6 +126,17 @@ def releases(source: dict, update: dict, exact: list[str] | None = None) -> tupl
     if exact:
         python, requires = exact[0], exact[1:] or old_requires
     return old_release, (f"Python {python}", f"{library}=={new}", *requires)
+
+
+@functools.cache
+def groups() -> list[Release]:
+    """The releases that `together.yaml` puts into one environment, a list each."""
+    return list(map(tuple, yaml.safe_load(TOGETHER.read_text(encoding="utf-8"))))
+
+
+def home(release: Release) -> Release:
+    """What the environment holds in which a release is tried: a group that has it, or it alone."""
+    return next((group for group in groups() if set(release) <= set(group)), release)
 
 
 def modules(row: Row) -> tuple[str, ...]:
@@ -207,20 +222,32 @@ SERVER = LISTEN + inspect.getsource(serve)
 
 
 class Environment:
-    """A virtual environment and its servers, one for each set of modules to import beforehand.
+    """A virtual environment and its server, a new one for each set of modules to import beforehand.
 
     One set a server: what another program imports could hide an import that is missing.
     """
 
     def __init__(self, release: Release, folder: Path, scratch: Path):
         self.release, self.folder, self.scratch = release, folder, scratch
-        self.fault, self.servers = "", {}
+        self.fault, self.modules, self.process = "", None, None
 
     async def install(self) -> None:
-        """Make the environment unless it is there; `fault` says why it cannot be made."""
+        """Make the environment unless it is there; `fault` says why it cannot be made.
+
+        One at a time in a folder of environments, so that two can ask for the same one.
+        """
+        self.folder.parent.mkdir(parents=True, exist_ok=True)
+        lock = os.open(self.folder.parent, os.O_RDONLY)
+        try:
+            while not free(lock):
+                await asyncio.sleep(0.2)
+            if not (self.folder / "complete").exists():
+                await self.make()
+        finally:
+            os.close(lock)
+
+    async def make(self) -> None:
         python, *packages = self.release
-        if (self.folder / "complete").exists():
-            return
         if await uv("venv", "--clear", "--python", python.split()[1], str(self.folder)):
             self.fault = f"no {python}"
         elif packages:
@@ -248,26 +275,37 @@ class Environment:
         return Run(outcome, message, printed, report["warned"])
 
     async def server(self, modules: tuple[str, ...]) -> asyncio.subprocess.Process:
-        if modules not in self.servers:
-            home = self.folder / "home"
-            home.mkdir(exist_ok=True)
-            self.servers[modules] = await asyncio.create_subprocess_exec(
-                *(self.folder / "bin" / "python", "-c"),
-                f"{SERVER}\nserve({LIMIT}, {modules})",
-                cwd=self.scratch,
-                env=SETTINGS | {"HOME": str(home), "TMPDIR": str(self.scratch)},
-                stdin=asyncio.subprocess.PIPE,
-                stdout=asyncio.subprocess.PIPE,
-                stderr=asyncio.subprocess.DEVNULL,
-                start_new_session=True,
-            )
-        return self.servers[modules]
+        if self.process and self.modules == modules:
+            return self.process
+        await self.close(keep=True)
+        place = self.folder / "home"
+        place.mkdir(exist_ok=True)
+        self.modules = modules
+        self.process = await asyncio.create_subprocess_exec(
+            *(self.folder / "bin" / "python", "-c"),
+            f"{SERVER}\nserve({LIMIT}, {modules})",
+            cwd=self.scratch,
+            env=SETTINGS | {"HOME": str(place), "TMPDIR": str(self.scratch)},
+            stdin=asyncio.subprocess.PIPE,
+            stdout=asyncio.subprocess.PIPE,
+            stderr=asyncio.subprocess.DEVNULL,
+            start_new_session=True,
+        )
+        return self.process
 
     async def close(self, keep: bool) -> None:
-        for server in self.servers.values():
-            await kill(server)
+        if self.process:
+            await kill(self.process)
         if not keep:
             shutil.rmtree(self.folder, ignore_errors=True)
+
+
+def free(lock: int) -> bool:
+    """Take a lock, if nobody has it."""
+    with contextlib.suppress(BlockingIOError):
+        fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        return True
+    return False
 
 
 async def uv(*arguments: str) -> str:
@@ -300,29 +338,36 @@ async def kill(process: asyncio.subprocess.Process) -> None:
         await process.wait()
 
 
-async def prove(library: list[Row], envs: Path, scratch: Path, keep: bool, done: Callable) -> None:
+Left = collections.Counter[Release]  # rows that still need an environment
+
+
+async def prove(library: list[Row], envs: Path, scratch: Path, left: Left, done: Callable) -> None:
     """Run each row of one library three times and hand the runs to `done`.
 
-    An environment lives from its first row to its last, so that few are on the disk at a time.
+    An environment goes when no row of any library needs it, so that few are on the disk at a time.
     """
-    library = sorted(library, key=lambda row: (row.new_release, row.old_release))
-    last = {release: row for row in library for release in (row.new_release, row.old_release)}
-    alive = {}
+    library = sorted(library, key=lambda row: (*homes(row), modules(row)))
+    alive: dict[Release, Environment] = {}
     try:
         for row in library:
-            for release in (row.new_release, row.old_release):
+            for release in homes(row):
                 if release not in alive:
                     alive[release] = Environment(release, envs / digest(*release), scratch)
                     await alive[release].install()
-            new, old = alive[row.new_release], alive[row.old_release]
+            new, old = (alive[release] for release in homes(row))
             todo = (new, row.new_code), (new, row.old_code), (old, row.old_code)
             done(row, *[await env.run(code, modules(row)) for env, code in todo])
-            for release in {row.new_release, row.old_release}:
-                if last[release] is row:
-                    await alive.pop(release).close(keep)
+            left.subtract(homes(row))
+            for release in set(alive):
+                if not left[release]:
+                    await alive.pop(release).close(keep=False)
     finally:
         for environment in alive.values():
-            await environment.close(keep)
+            await environment.close(keep=True)
+
+
+def homes(row: Row) -> tuple[Release, Release]:
+    return home(row.new_release), home(row.old_release)
 
 
 # ---------------------------------------------------------------- the record
@@ -501,6 +546,8 @@ async def prove_all(args: argparse.Namespace, scratch: Path) -> list[dict[str, s
         for library in found.values()
     ]
     envs = args.envs.resolve() if args.envs else scratch / "envs"
+    left = collections.Counter(x for library in todo for row in library for x in homes(row))
+    left.update(left if args.keep else {})  # so that they are never none
     with tqdm(total=sum(map(len, todo)), unit="row") as bar:
 
         def done(row: Row, *runs: Run) -> None:
@@ -512,13 +559,17 @@ async def prove_all(args: argparse.Namespace, scratch: Path) -> list[dict[str, s
 
         async def one(library: list[Row]) -> None:
             async with gate:
-                await prove(library, envs, scratch, args.keep, done)
+                await prove(library, envs, scratch, left, done)
 
         todo.sort(key=len, reverse=True)
-        # Told to return exceptions, it waits until the last library has cleaned up after itself.
-        for fault in await asyncio.gather(*map(one, todo), return_exceptions=True):
-            if fault:
-                raise fault
+        try:
+            # Told to return exceptions, it waits until the last library has ended its servers.
+            for fault in await asyncio.gather(*map(one, todo), return_exceptions=True):
+                if fault:
+                    raise fault
+        finally:
+            for release in () if args.keep else left:
+                shutil.rmtree(envs / digest(*release), ignore_errors=True)
     return [records[name] for name in sorted(names)]
 
 

@@ -269,6 +269,38 @@ def test_environments_go_unless_they_are_kept(prove, tmp_path):
     assert len(list(envs.iterdir())) == 2
 
 
+def test_releases_that_go_together_share_an_environment(prove, tmp_path, monkeypatch):
+    """Prevents: an environment for each library, or a row proved beside a release it did not ask
+    for, or records that fall when another library joins."""
+    group = ("Python new", "toy==2", "Python old")
+    monkeypatch.setattr(verify, "groups", lambda: [("Python new", "toy==1"), group])
+    assert verify.home(("Python new", "toy==2")) == group
+    assert verify.home(("Python new", "toy==3")) == ("Python new", "toy==3")
+    envs = tmp_path / "envs"
+    _, record = prove(OLD, NEW, "--keep", "--envs", str(envs), new_version="old")
+    assert [folder.name for folder in envs.iterdir()] == [verify.digest(*group)]
+    assert record["new_release"] == record["old_release"] == "Python old"
+
+
+def test_an_environment_lives_until_its_last_library_is_done(prove, tmp_path, monkeypatch):
+    """Prevents: the folder of a shared environment goes while another library's rows run in it."""
+    made, real = [], verify.Environment.install
+
+    async def noted(environment):
+        made.append(environment.folder.exists())
+        await real(environment)
+
+    monkeypatch.setattr(verify.Environment, "install", noted)
+    prove(OLD, NEW)
+    other = (tmp_path / "updates" / "python.yaml").read_text().replace("toy", "zoo")
+    (tmp_path / "updates" / "zoo.yaml").write_text(other.replace("python", "zoo"))
+    one = ("Python new", "Python old", "Python 3.11", "zoo==new", "zoo==old")
+    monkeypatch.setattr(verify, "groups", lambda: [one])
+    made.clear()
+    prove(OLD, NEW, "--again", "--jobs", "1", "--envs", str(tmp_path / "envs"))
+    assert made == [False, True] and list((tmp_path / "envs").iterdir()) == []
+
+
 # ---------------------------------------------------------------- the record
 
 
