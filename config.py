@@ -31,7 +31,7 @@ class Config:
         "folder, hub id or .gguf file of a causal language model, or one that packages carry: "
         "smollm2, qwen2.5-coder-0.5b, qwen2.5-coder-1.5b (default: bundled)",
     )
-    data: str = flag("", "JSON-lines file of API updates (default: bundled)")
+    data: str = flag("", "JSON-lines files of API updates, with commas (default: bundled)")
     steps: int = flag(12, "rollouts to train on (sft: batches)")
     device: str = flag("auto", "auto takes the GPU where there is one", ("auto", "cpu", "cuda"))
     threads: int = flag(0, "CPU threads, 0 is as many as this process may use")

@@ -254,16 +254,15 @@ def updates(options: argparse.Namespace) -> str:
         policy = load(options.model, options.device, options.dtype)
         graded = report(policy, rows, options.max_new_tokens, "greedy answers")
     keep(graded, options.out)  # now: to run them takes long, and may be stopped
-    tables = [breakdown(graded)]
+    tables = []
     if options.run:
         graded = executed(graded, options)
         keep(graded, options.out)
-        tables.append(execute.table(graded))
+        by_kind = execute.table(grouped(graded, "kind"), "kind")
+        tables = [execute.table(graded), by_kind, execute.remarks(graded)]
+    tables.append(breakdown(graded))
     for title, of in (("library", "dependency"), ("kind", "kind")):
-        groups: Report = {}
-        for g in (g for part in graded.values() for g in part):
-            groups.setdefault(getattr(g.example, of) or "unnamed", []).append(g)
-        tables.append(breakdown(dict(sorted(groups.items())), title))
+        tables.append(breakdown(grouped(graded, of), title))
     if options.n > 1:
         tables.append(sampled(policy, rows, options))
     return "\n\n".join(tables)
@@ -275,6 +274,14 @@ def check_out(out: str) -> None:
         raise ValueError(f"--out {out}: there is no such folder, make it first")
     if out:
         open(out, "a").close()
+
+
+def grouped(graded: Report, field: str) -> Report:
+    """The answers of all splits by a field of their rows."""
+    groups: Report = {}
+    for g in (g for part in graded.values() for g in part):
+        groups.setdefault(getattr(g.example, field) or "unnamed", []).append(g)
+    return dict(sorted(groups.items()))
 
 
 def keep(graded: Report, out: str) -> None:
@@ -443,7 +450,12 @@ def parser() -> argparse.ArgumentParser:
         flag = commands.add_parser(name, help=text, description=text).add_argument
         own = name == "updates"
         flag("--model", default="", help="folder, run's checkpoint or hub id (default: bundled)")
-        flag("--data", required=not own, default="", help="the file (updates: default bundled)")
+        flag(
+            "--data",
+            required=not own,
+            default="",
+            help="the file (updates: or several, a,b; default bundled)",
+        )
         flag("--out", default="", help="JSON-lines file, a line an answer or item")
         flag("--n", type=int, default=1 if own else 5, help="samples of each (default %(default)s)")
         flag("--k", default="1", metavar="K,K", help="which Pass@k, such as 1,5 (default 1)")
@@ -455,7 +467,7 @@ def parser() -> argparse.ArgumentParser:
         flag("--device", default="auto", help="cpu, cuda, mps ... (auto: the GPU if there is one)")
         flag("--dtype", default="auto", choices=DTYPES, help="auto: the faster one here")
         if own:
-            flag("--split", default="", help="such as test,test_hard (default: all)")
+            flag("--split", default="", help="such as test,test_2026 (default: all but test_2026)")
             flag("--rows", type=int, default=0, help="of each split, at most; 0 is all")
             flag("--answers", default="", metavar="FILE", help="answers of a run, not a model's")
             flag("--run", action="store_true", help="judge them by execution, too (needs uv)")

@@ -22,10 +22,11 @@ from pathlib import Path
 
 HERE = Path(__file__).parent
 DEFAULT = HERE / "updates.jsonl"
+NEWEST = HERE / "updates_2026.jsonl"  # read where its split is asked for by name, and never else
 POLICY = HERE / "policy"
 # What a row is for: training; new updates of libraries that are trained on; whole libraries that
-# training never sees; harder questions about updates that training does not have.
-SPLITS = ("train", "test_seen", "test", "test_hard")
+# training never sees; harder questions about updates that training does not have; updates of 2026.
+SPLITS = ("train", "test_seen", "test", "test_hard", "test_2026")
 
 # The paper's conversation (arXiv 2506.20495): roles and order are the paper's, wording is ours.
 SYSTEM = (
@@ -63,30 +64,29 @@ PAPER_FIELDS = [f.name for f in fields(Example)][:6]
 
 
 def load(path: str | Path | None = None, split: str = "train") -> list[Example]:
-    """Read the rows of one split from a JSON-lines file (default: the bundled `updates.jsonl`).
+    """Read the rows of one split from JSON-lines files (default: the bundled `updates.jsonl`).
 
-    A file whose rows carry no split, such as the paper's own, is returned whole. Fields that
-    `Example` does not know are ignored. ValueError names file, line and field of the first bad row.
+    Several files stand with commas between them: "a.jsonl,b.jsonl". One whose rows carry no split,
+    such as the paper's own, is returned whole. Fields that `Example` does not know are ignored.
+    ValueError names file, line and field of the first bad row.
     """
+    path = path or (NEWEST if split == "test_2026" else DEFAULT)
     rows = [row for row in _read(path) if row.split in ("", split)]
     if not rows:
-        raise ValueError(
-            f"{path or DEFAULT}: no row of split '{split}'; check the field `split` of its rows"
-        )
+        raise ValueError(f"{path}: no row of split '{split}'; check the field `split` of its rows")
     return rows
 
 
 def splits(path: str | Path | None = None) -> list[str]:
-    """The splits that a file has, in the order of `SPLITS`; only "train" where it names none."""
+    """The splits that the files have, in the order of `SPLITS`; "train" where they name none."""
     found = {row.split or "train" for row in _read(path)}
     return [name for name in SPLITS if name in found]
 
 
 def where(path: str | Path | None, example: Example) -> str:
     """Where an example stands, for a complaint about it: "FILE, line 7"."""
-    path = Path(path) if path else DEFAULT
-    rows = _rows(path, path.stat().st_mtime_ns)
-    return next(place for place, row in rows.items() if row == example)
+    rows = (pair for file in _files(path) for pair in _rows(file).items())
+    return next(place for place, row in rows if row == example)
 
 
 def fingerprint(path: str | Path | None) -> str:
@@ -126,15 +126,29 @@ def json_lines(path: str | Path, partial: bool = False) -> Iterator[tuple[str, d
 
 
 def _read(path: str | Path | None) -> list[Example]:
-    path = Path(path) if path else DEFAULT
+    found = {file: list(_rows(file).values()) for file in _files(path)}
+    bare = [file for file, rows in found.items() if rows and not rows[0].split]
+    if bare and len(found) > 1:
+        raise ValueError(f"{bare[0]}: its rows need the field 'split' to be read with other files")
+    return [row for rows in found.values() for row in rows]
+
+
+def _files(path: str | Path | None) -> list[Path]:
+    """The files that `--data` names."""
+    if isinstance(path, Path):
+        return [path]
+    return list(map(Path, path.split(","))) if path else [DEFAULT]
+
+
+def _rows(path: Path) -> dict[str, Example]:
+    """Each row by its place: "FILE, line 7"."""
     if not path.is_file():
         raise ValueError(f"{path}: no such data file; give a JSON-lines file with --data")
-    return list(_rows(path, path.stat().st_mtime_ns).values())
+    return _parsed(path, path.stat().st_mtime_ns)
 
 
-@functools.lru_cache(maxsize=4)  # a run asks for several splits of one file
-def _rows(path: Path, _changed: int) -> dict[str, Example]:
-    """Each row by its place: "FILE, line 7"."""
+@functools.lru_cache(maxsize=8)  # a run asks for several splits of few files
+def _parsed(path: Path, _changed: int) -> dict[str, Example]:
     rows = {where: _example(row, where) for where, row in json_lines(path)}
     marked = any(row.split for row in rows.values())
     for where, row in rows.items():

@@ -1,6 +1,10 @@
-"""Build `updates.jsonl` from the YAML files `updates/<library>.yaml` and `hard/*.yaml`.
+"""Build the files of rows from YAML files, of which each library has at least one.
 
-    python -m data.build          writes data/updates.jsonl and prints its counts
+    python -m data.build          writes the three files and prints their counts
+
+    updates/, hard/               -> updates.jsonl: train, test_seen, test, and test_hard
+    updates_2026/                 -> updates_2026.jsonl: test_2026, with the date of each release
+    updates_behaviour/            -> updates_behaviour.jsonl: more to train on, for who asks for it
 
 One row is one usage of one update, with one wording of its note. The same sources give the same
 bytes. Rows that would measure the wrong thing are refused: a target that the note does not
@@ -19,21 +23,28 @@ from pathlib import Path
 
 import yaml
 
-from data import DEFAULT, HERE
+from data import HERE
 
-UPDATES = HERE / "updates"
-HARD = HERE / "hard"  # the files of the split test_hard, any number for a library
+FOLDERS = {  # of each file of rows
+    "updates": ("updates", "hard"),
+    "updates_2026": ("updates_2026",),
+    "updates_behaviour": ("updates_behaviour",),
+}
+# The split of a folder's rows, where neither library nor update says it.
+SPLIT_OF = {"hard": "test_hard", "updates_2026": "test_2026"}
+SINCE = "2025-12-02"  # the first day of a release that test_2026 asks about
 # Whole libraries that training never sees.
 TEST = {"bokeh", "gensim", "jax", "seaborn", "statsmodels", "xarray"}
 ROWS = 4  # of a training update at most: other updates teach more than more of the same
+MORE = 6  # the same in updates_behaviour, whose kinds `updates` has few of
 FIELDS = "id", "kind", "old_version", "new_version", "description", "notes", "usages"
 UNCHANGED = "note does not apply"  # the kind of a row whose right answer is its old code
 
 
-def sources() -> dict[str, list[Path]]:
-    """The YAML files of each library, by its name in small letters."""
+def sources(file: str = "updates") -> dict[str, list[Path]]:
+    """The YAML files that a file of rows is made from: of each library, in small letters."""
     found = collections.defaultdict(list)
-    for path in sorted(UPDATES.glob("*.yaml")) + sorted(HARD.glob("*.yaml")):
+    for path in (path for name in FOLDERS[file] for path in sorted((HERE / name).glob("*.yaml"))):
         says = re.search(r"(?m)^library: *[\"']?([\w.-]+)", path.read_text(encoding="utf-8"))
         if not says:
             raise ValueError(
@@ -90,8 +101,9 @@ def rows(path: Path) -> Iterator[dict[str, str]]:
     library = source["library"]
     for update in source["updates"]:
         split = "test" if library in TEST else update.get("split", "train")
-        split = "test_hard" if path.parent == HARD else split
-        chosen = usages(update, ROWS if split == "train" else None)
+        split = SPLIT_OF.get(path.parent.name, split)
+        most = {"updates": ROWS, "updates_behaviour": MORE}.get(path.parent.name)
+        chosen = usages(update, most if split == "train" else None)
         for place, (number, old, new) in enumerate(chosen):
             row = {
                 "id": f"{update['id']}-{number}",
@@ -105,7 +117,9 @@ def rows(path: Path) -> Iterator[dict[str, str]]:
                 "old_code": old.strip("\n"),
                 "new_code": new.strip("\n"),
             }
-            if fault := check(row):
+            if "released" in update:
+                row["released"] = str(update["released"])
+            if fault := check_folder(row, path.parent.name) or check(row):
                 raise ValueError(f"{named(path)}, {row['id']}: {fault}")
             yield row
 
@@ -114,6 +128,15 @@ def rows(path: Path) -> Iterator[dict[str, str]]:
 
 LAYOUT = {tokenize.COMMENT, tokenize.NL, tokenize.NEWLINE, tokenize.INDENT, tokenize.DEDENT}
 Edit = tuple[set[str], set[str]]  # the tokens that an edit removes, and those that it adds
+
+
+def check_folder(row: dict[str, str], folder: str) -> str:
+    """Why a row may not stand in this folder, in the words that end a sentence; "" if it may."""
+    if folder == "updates_2026" and not SINCE <= row.get("released", "") < "2100":
+        return f"'released' must be the date of new_version, {SINCE} or later"
+    if folder == "updates_behaviour" and row["split"] != "train":
+        return f"this folder is trained on, and {row['split']} is held out: leave it out"
+    return ""
 
 
 def check(row: dict[str, str]) -> str:
@@ -177,9 +200,9 @@ def taught(row: dict[str, str], other: dict[str, str], whole: Edit, part: Edit) 
     """Whether the edit of `other` answers `row`, which training does not see, from another split.
 
     test_hard asks about updates of the other test splits once more, but about none of train's, not
-    even beside another update of the same library.
+    even beside another update of the same library; so may test_2026.
     """
-    if "test_hard" not in (row["split"], other["split"]):
+    if not {"test_hard", "test_2026"} & {row["split"], other["split"]}:
         return whole == part
     same = row["dependency"] == other["dependency"] and whole[0] >= part[0] and whole[1] >= part[1]
     return other["split"] == "train" and (same or whole == part)
@@ -202,18 +225,25 @@ def check_splits(found: list[tuple[str, dict[str, str]]]) -> None:
 # ---------------------------------------------------------------- the file
 
 
-def build() -> str:
-    """The whole file as text: one JSON object a line, sorted by id. ValueError names a fault."""
+def build() -> dict[str, str]:
+    """Each file as text: one JSON object a line, sorted by id. ValueError names a fault."""
     found: dict[str, tuple[str, dict[str, str]]] = {}
-    for path in (path for paths in sources().values() for path in paths):
-        for row in rows(path):
-            if row["id"] in found:
-                file = found[row["id"]][0]
-                raise ValueError(f"{named(path)}, {row['id']}: a row of {file} has this id, too")
-            found[row["id"]] = named(path), row
-    ordered = [found[name] for name in sorted(found)]
-    check_splits(ordered)
-    return "".join(json.dumps(row, ensure_ascii=False) + "\n" for _, row in ordered)
+    files = {file: sources(file) for file in FOLDERS}
+    texts = {}
+    for file, libraries in files.items():
+        before = set(found)
+        for path in (path for paths in libraries.values() for path in paths):
+            for row in rows(path):
+                if row["id"] in found:
+                    other = found[row["id"]][0]
+                    raise ValueError(
+                        f"{named(path)}, {row['id']}: a row of {other} has this id, too"
+                    )
+                found[row["id"]] = named(path), row
+        mine = [found[name][1] for name in sorted(set(found) - before)]
+        texts[file] = "".join(json.dumps(row, ensure_ascii=False) + "\n" for row in mine)
+    check_splits([found[name] for name in sorted(found)])
+    return texts
 
 
 def counts(found: list[dict[str, str]]) -> str:
@@ -231,13 +261,15 @@ def counts(found: list[dict[str, str]]) -> str:
 
 def main() -> int:
     try:
-        text = build()
+        texts = build()
     except ValueError as error:
         print(error, file=sys.stderr)
         return 2
-    DEFAULT.write_text(text, encoding="utf-8", newline="\n")
-    print(counts([json.loads(line) for line in text.split("\n")[:-1]]))
-    print(f"\n{DEFAULT.name}: {len(text.encode())} bytes", file=sys.stderr)
+    for file, text in texts.items():
+        path = HERE / f"{file}.jsonl"
+        path.write_text(text, encoding="utf-8", newline="\n")
+        print(counts([json.loads(line) for line in text.split("\n")[:-1]]))
+        print(f"\n{path.name}: {len(text.encode())} bytes\n", file=sys.stderr)
     return 0
 
 

@@ -2,10 +2,11 @@
 
     outcomes([(example, code), ...])   -> [Outcome("right"), Outcome("wrong", "NameError"), ...]
 
-An answer is right if it ends without an error, prints exactly what the true code prints, and warns
-of no deprecation that the true code does not warn of (`verify.warnings_of_change`: on a line of its
-own, or about a word of a line that differs from the true code). So an answer in another spelling
-than the target is right, and the old code is wrong, as `data/verify.py` has proved.
+An answer is right if it ends without an error, prints exactly what the true code prints, warns of
+no deprecation that the true code does not warn of (`verify.warnings_of_change`: on a line of its
+own, or about a word of a line that differs from the true code), and has done the job: `guard.py`
+says what is wrong with one that hides errors, leaves work out or prints constants. So an answer in
+another spelling than the target is right; the old code is wrong, as `data/verify.py` has proved.
 
 Output sees less than the string match: an answer that drops an argument is right, too, where the
 program prints nothing that depends on it. Read the answers that are right without being exact.
@@ -23,7 +24,7 @@ import inspect
 import json
 import shutil
 import tempfile
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from dataclasses import replace
 from pathlib import Path
 from typing import NamedTuple
@@ -31,7 +32,7 @@ from typing import NamedTuple
 from tqdm import tqdm
 
 import sandbox
-from data import Example
+from data import Example, guard
 from sandbox import Box, Limits, Task, Verdict
 
 RIGHT, WRONG, UNKNOWN = "right", "wrong", "could-not-run"
@@ -49,32 +50,20 @@ NO_CODE = Outcome(WRONG, "the answer holds no code")
 NO_ROW = Outcome(UNKNOWN, "its release is not known: it is no row of our own data")
 
 
-def listen(space: dict) -> list:
-    """Runs in the sandbox before a program: collects deprecations, by the rule of `verify.serve`.
-
-    Its source is all that the sandbox is handed.
-    """
+def prepare(space: dict) -> None:
+    """Runs in the sandbox before a program. Its source is all that the sandbox is handed."""
     import os
     import sys
-    import warnings
 
     os.dup2(os.open(os.devnull, os.O_WRONLY), 2)  # logs have times in them: stdout alone counts
     sys.modules["__main__"] = sys.modules["program"]
     space["__name__"] = "__main__"
-    warned = []
-
-    def note(message, category, filename, *_):
-        kinds = " ".join(kind.__name__ for kind in category.__mro__)
-        if any(word in kinds for word in ("Deprecat", "FutureWarning", "RemovedIn")):
-            warned.append((category.__name__, filename == "<program>", str(message)))
-
-    warnings.resetwarnings()
-    warnings.simplefilter("always")
-    warnings.showwarning = note
-    return warned
 
 
-LISTEN = inspect.getsource(listen) + "\n_deprecations = listen(globals())\ndel listen\n"
+PREPARE = inspect.getsource(prepare) + (
+    "prepare(globals())\n_deprecations = []\nlisten(_deprecations, '<program>')\n"
+    "del listen, prepare\n"
+)
 TELL = f"import json, sys\nprint({MARK!r} + json.dumps(_deprecations), file=sys.__stdout__)\n"
 
 
@@ -106,8 +95,9 @@ def by_release(
     rows: dict, codes: dict[Example, list[str]], envs: str, kind: str
 ) -> Iterator[tuple[Example, dict[str, Outcome]]]:
     """Each row with the outcomes of its codes: one environment after the other, rows at once."""
-    for release in sorted({rows[example].new_release for example in codes}):
-        part = [example for example in codes if rows[example].new_release == release]
+    wanted = {example: _verify().home(rows[example].new_release) for example in codes}
+    for release in sorted(set(wanted.values())):
+        part = [example for example in codes if wanted[example] == release]
         with interpreter(release, envs) as (python, fault):
             work = functools.partial(one_row, box=Box(python, kind, LIMITS), fault=fault)
             jobs = [(rows[example], codes[example]) for example in part]
@@ -160,16 +150,44 @@ def one_row(job: tuple, box: Box, fault: str) -> dict[str, Outcome]:
     row, codes = job
     if fault:
         return dict.fromkeys(codes, Outcome(UNKNOWN, fault))
-    box = replace(box, imports=_verify().modules(row))
-    tasks = [Task(code, TELL, LISTEN) for code in (row.new_code, *codes)]
-    truth, *runs = (heard(verdict, box) for verdict in sandbox.run_all(tasks, box))
-    if truth.outcome != "ok":
-        why = f"the true code does not run in the sandbox: {truth.detail}"
-        return dict.fromkeys(codes, Outcome(UNKNOWN, why))
-    return {
-        code: compare(row._replace(old_code=code), truth, run)
-        for code, run in zip(codes, runs, strict=True)
-    }
+    with runner(replace(box, imports=_verify().modules(row))) as run:
+        truth = run(row.new_code)
+        if truth.outcome != "ok":
+            why = f"the true code does not run in the sandbox: {truth.detail}"
+            return dict.fromkeys(codes, Outcome(UNKNOWN, why))
+        return {code: one_code(row, code, truth, run) for code in codes}
+
+
+@contextlib.contextmanager
+def runner(box: Box) -> Iterator[Callable]:
+    """A function that runs one code after another, each in processes of its own of one sandbox."""
+    tasks = collections.deque()
+    verdicts = sandbox.run_all(iter(tasks.popleft, None), box)  # takes a task when it is asked for
+
+    def run(code: str):
+        tasks.append(Task(code, TELL, _verify().LISTEN + PREPARE))
+        return heard(next(verdicts), box)
+
+    with contextlib.closing(verdicts):
+        yield run
+
+
+def one_code(row, code: str, truth, run: Callable) -> Outcome:
+    """The outcome of one code, given the run of the true code and the runner of both."""
+    found = compare(row._replace(old_code=code), truth, run(code))
+    if found.run != RIGHT:
+        return found
+    try:
+        if why := guard.shirks(row.old_code, row.new_code, code):
+            return Outcome(WRONG, why)
+    except SyntaxError:
+        return Outcome(UNKNOWN, "its syntax is newer than that of the Python that judges it")
+    for other, varied in guard.variations(row.old_code, row.new_code, code):
+        expected = run(other)
+        if expected.outcome == "ok" and expected.printed != truth.printed:
+            if run(varied).printed != expected.printed:
+                return Outcome(WRONG, "on other inputs it prints otherwise")
+    return found
 
 
 def heard(verdict: Verdict, box: Box):
@@ -198,30 +216,36 @@ def compare(row, truth, run) -> Outcome:
     return Outcome(RIGHT) if run.printed == truth.printed else Outcome(WRONG, "it prints otherwise")
 
 
-def table(splits: dict[str, list]) -> str:
-    """Markdown on graded answers that have `run` and `reason`, by split.
+def table(groups: dict[str, list], title: str = "split") -> str:
+    """Markdown on graded answers that have `run` and `reason`, by split or another `title`.
 
-    Shares are of the rows that could be run; an exact answer is right without a run. `exact` and
-    `right by execution` count code in the asked form, and the other two in any form.
+    Shares are of the rows that could be run; an exact answer is right without a run. All but `any
+    form` count code in the asked form. Copies are old code where something was to be done.
     """
-    heads = ("split", "rows", "could not run", "exact", "right by execution")
-    heads += ("the same, any form", "right, but not exact")
-    lines = [f"| {' | '.join(heads)} |", "|---" * len(heads) + "|"]
-    rescued, reasons = {}, collections.Counter()
-    for name, graded in splits.items():
+    heads = title, "rows", "could not run", "right by execution", "the same, any form", "exact"
+    lines = [f"| {' | '.join(heads)} | copies |", "|---" * 7 + "|"]
+    for name, graded in groups.items():
         known = [g for g in graded if g.run != UNKNOWN]
         right = [g for g in known if g.run == RIGHT]
-        rescued[name] = [g.example.id for g in right if not g.exact_any]
-        reasons.update(g.reason for g in graded if g.run == UNKNOWN)
-        shares = (f"{n} ({100 * n / max(len(known), 1):.1f} %)" for n in (
-            sum(g.exact for g in known), sum(g.asked for g in right), len(right),
-            len(rescued[name])))  # fmt: skip
+        asked, exact = sum(g.asked for g in right), sum(g.exact for g in known)
+        copies = sum(g.copied and not g.exact for g in known)
+        shares = (
+            f"{n} ({100 * n / max(len(known), 1):.1f} %)"
+            for n in (asked, len(right), exact, copies)
+        )
         lines.append(
             f"| {name} | {len(graded)} | {len(graded) - len(known)} | {' | '.join(shares)} |"
         )
-    lines.append("")
-    for name, ids in rescued.items():
+    return "\n".join(lines)
+
+
+def remarks(splits: dict[str, list]) -> str:
+    """Which answers to read, and why some could not be run."""
+    lines, reasons = [], collections.Counter()
+    for name, graded in splits.items():
+        ids = [g.example.id for g in graded if g.run == RIGHT and not g.exact_any]
         more = f" and {len(ids) - 10} more" if len(ids) > 10 else ""
         lines.append(f"Right, but not exact, {name}: {', '.join(ids[:10]) or 'none'}{more}")
+        reasons.update(g.reason for g in graded if g.run == UNKNOWN)
     lines += [f"Could not run: {n} x {reason}" for reason, n in reasons.most_common()]
     return "\n".join(lines)

@@ -3,6 +3,7 @@
     pip install pyyaml tqdm uv
     python -m data.verify                      proves the rows that are new, changed or not proved
     python -m data.verify --library httpx      the same for one library
+    python -m data.verify --file updates_2026  the same for one file of rows
     python -m data.verify --exact              proves one row of an update in `new_version` itself
     python -m data.verify --exact 3.9 "six<2"  the same under another Python, beside other packages
 
@@ -11,16 +12,19 @@ Three runs a row: (1) the new code in the new release runs, prints and gives no 
 old code in the old release prints what the new code printed in (1). Where the note does not apply
 to the code, old and new code are the same, and (2) must print what (1) printed, too.
 
-Each release has a virtual environment of its own, made from the Python package index; uv's own
-settings apply (torch fills its cache with 20 GB, or with less after UV_TORCH_BACKEND=cpu). An
-import takes seconds and a fork takes milliseconds: a server in the environment imports what a
-program imports, and forks a child that runs the program. So it needs fork: Linux or macOS.
+A release has a virtual environment of its own or, if `together.yaml` says so, one with releases of
+other libraries. They are made from the Python package index; uv's own settings apply (torch fills
+its cache with 20 GB, or with less after UV_TORCH_BACKEND=cpu). An import takes seconds and a fork
+takes milliseconds: a server in the environment imports what a program imports, and forks a child
+that runs the program. So it needs fork: Linux or macOS.
 """
 
 import argparse
 import asyncio
 import collections
 import contextlib
+import fcntl
+import functools
 import hashlib
 import inspect
 import json
@@ -35,12 +39,18 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import NamedTuple
 
+import yaml
 from tqdm import tqdm
 
 from data import HERE, build, json_lines
 
-RECORD = HERE / "verified.jsonl"
+RECORDS = {  # of each file of rows
+    "updates": HERE / "verified.jsonl",
+    "updates_2026": HERE / "verified_2026.jsonl",
+    "updates_behaviour": HERE / "verified_behaviour.jsonl",
+}
 EXACT = HERE / "verified_exact.jsonl"  # of --exact
+TOGETHER = HERE / "together.yaml"
 LIMIT = 120  # seconds for a program; a first import on a busy machine takes long
 PATIENCE = 900  # seconds for an installation
 MISSING = "not installed"
@@ -64,6 +74,7 @@ class Row(NamedTuple):
     new_code: str
     old_release: Release
     new_release: Release
+    file: str = ""  # of the rows; "" where a release that is missing is no fault
 
 
 class Run(NamedTuple):
@@ -79,7 +90,7 @@ def digest(*texts: str) -> str:
     return hashlib.sha256("\0".join(texts).encode()).hexdigest()[:12]
 
 
-def rows(path: Path, exact: list[str] | None = None) -> Iterator[Row]:
+def rows(path: Path, exact: list[str] | None = None, file: str = "updates") -> Iterator[Row]:
     """The rows of one file with the releases that prove them.
 
     With `exact`, one row of each update that is otherwise proved in a later release than its own.
@@ -91,7 +102,9 @@ def rows(path: Path, exact: list[str] | None = None) -> Iterator[Row]:
         update = of_update[row["id"].rpartition("-")[0]]
         later = update.get("run_version", update["new_version"]) != update["new_version"]
         if exact is None or later and update["id"] not in seen:
-            yield Row(*[row[field] for field in Row._fields[:4]], *releases(source, update, exact))
+            fields = [row[field] for field in Row._fields[:4]]
+            strict = "" if file == "updates" else file
+            yield Row(*fields, *releases(source, update, exact), strict)
         seen.add(update["id"])
 
 
@@ -115,6 +128,17 @@ def releases(source: dict, update: dict, exact: list[str] | None = None) -> tupl
     return old_release, (f"Python {python}", f"{library}=={new}", *requires)
 
 
+@functools.cache
+def groups() -> list[Release]:
+    """The releases that `together.yaml` puts into one environment, a list each."""
+    return list(map(tuple, yaml.safe_load(TOGETHER.read_text(encoding="utf-8"))))
+
+
+def home(release: Release) -> Release:
+    """What the environment holds in which a release is tried: a group that has it, or it alone."""
+    return next((group for group in groups() if set(release) <= set(group)), release)
+
+
 def modules(row: Row) -> tuple[str, ...]:
     """The libraries that both programs import: a module that only one imports may itself warn."""
     old, new = (re.findall(r"(?m)^ *(?:from|import) (\w+)", code) for code in row[2:4])
@@ -124,10 +148,28 @@ def modules(row: Row) -> tuple[str, ...]:
 # ---------------------------------------------------------------- running a program
 
 
+def listen(warned, own):
+    """From now on add each deprecation to `warned`: category, whether a line of `own` warns, text.
+
+    What counts as one is said here alone: `data/execute.py` hands on this source, too.
+    """
+    import warnings
+
+    def note(message, category, filename, *_):
+        kinds = " ".join(kind.__name__ for kind in category.__mro__)
+        if any(word in kinds for word in ("Deprecat", "FutureWarning", "RemovedIn")):
+            warned.append((category.__name__, filename == own, str(message)))
+
+    warnings.resetwarnings()
+    warnings.simplefilter("always")
+    warnings.showwarning = note
+
+
 def serve(seconds, modules):
     """Fork a child for each folder named on the input; answer with the signal that ended it.
 
-    An environment is handed this source alone: nothing from outside, and all that Python 3.7 knows.
+    An environment is handed this source and that of `listen` alone: nothing else from outside, and
+    all that Python 3.7 knows.
     """
     import json
     import os
@@ -160,15 +202,7 @@ def serve(seconds, modules):
         main = sys.modules["__main__"] = types.ModuleType("__main__")
         main.__file__, sys.argv, sys.path[0] = path, [path], folder + "/empty"
         warned, error = [], None
-
-        def note(message, category, filename, *_, warned=warned, path=path):
-            kinds = " ".join(kind.__name__ for kind in category.__mro__)
-            if any(word in kinds for word in ("Deprecat", "FutureWarning", "RemovedIn")):
-                warned.append((category.__name__, filename == path, str(message)))
-
-        warnings.resetwarnings()
-        warnings.simplefilter("always")
-        warnings.showwarning = note
+        listen(warned, path)
         try:
             with open(path, encoding="utf-8") as file:
                 code = compile(file.read(), path, "exec")
@@ -182,24 +216,38 @@ def serve(seconds, modules):
         os._exit(0)
 
 
-SERVER = inspect.getsource(serve)  # read now: an edit while this runs must not reach it
+# Read now: an edit while this runs must not reach it.
+LISTEN = inspect.getsource(listen)
+SERVER = LISTEN + inspect.getsource(serve)
 
 
 class Environment:
-    """A virtual environment and its servers, one for each set of modules to import beforehand.
+    """A virtual environment and its server, a new one for each set of modules to import beforehand.
 
     One set a server: what another program imports could hide an import that is missing.
     """
 
     def __init__(self, release: Release, folder: Path, scratch: Path):
         self.release, self.folder, self.scratch = release, folder, scratch
-        self.fault, self.servers = "", {}
+        self.fault, self.modules, self.process = "", None, None
 
     async def install(self) -> None:
-        """Make the environment unless it is there; `fault` says why it cannot be made."""
+        """Make the environment unless it is there; `fault` says why it cannot be made.
+
+        One at a time in a folder of environments, so that two can ask for the same one.
+        """
+        self.folder.parent.mkdir(parents=True, exist_ok=True)
+        lock = os.open(self.folder.parent, os.O_RDONLY)
+        try:
+            while not free(lock):
+                await asyncio.sleep(0.2)
+            if not (self.folder / "complete").exists():
+                await self.make()
+        finally:
+            os.close(lock)
+
+    async def make(self) -> None:
         python, *packages = self.release
-        if (self.folder / "complete").exists():
-            return
         if await uv("venv", "--clear", "--python", python.split()[1], str(self.folder)):
             self.fault = f"no {python}"
         elif packages:
@@ -227,26 +275,37 @@ class Environment:
         return Run(outcome, message, printed, report["warned"])
 
     async def server(self, modules: tuple[str, ...]) -> asyncio.subprocess.Process:
-        if modules not in self.servers:
-            home = self.folder / "home"
-            home.mkdir(exist_ok=True)
-            self.servers[modules] = await asyncio.create_subprocess_exec(
-                *(self.folder / "bin" / "python", "-c"),
-                f"{SERVER}\nserve({LIMIT}, {modules})",
-                cwd=self.scratch,
-                env=SETTINGS | {"HOME": str(home), "TMPDIR": str(self.scratch)},
-                stdin=asyncio.subprocess.PIPE,
-                stdout=asyncio.subprocess.PIPE,
-                stderr=asyncio.subprocess.DEVNULL,
-                start_new_session=True,
-            )
-        return self.servers[modules]
+        if self.process and self.modules == modules:
+            return self.process
+        await self.close(keep=True)
+        place = self.folder / "home"
+        place.mkdir(exist_ok=True)
+        self.modules = modules
+        self.process = await asyncio.create_subprocess_exec(
+            *(self.folder / "bin" / "python", "-c"),
+            f"{SERVER}\nserve({LIMIT}, {modules})",
+            cwd=self.scratch,
+            env=SETTINGS | {"HOME": str(place), "TMPDIR": str(self.scratch)},
+            stdin=asyncio.subprocess.PIPE,
+            stdout=asyncio.subprocess.PIPE,
+            stderr=asyncio.subprocess.DEVNULL,
+            start_new_session=True,
+        )
+        return self.process
 
     async def close(self, keep: bool) -> None:
-        for server in self.servers.values():
-            await kill(server)
+        if self.process:
+            await kill(self.process)
         if not keep:
             shutil.rmtree(self.folder, ignore_errors=True)
+
+
+def free(lock: int) -> bool:
+    """Take a lock, if nobody has it."""
+    with contextlib.suppress(BlockingIOError):
+        fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        return True
+    return False
 
 
 async def uv(*arguments: str) -> str:
@@ -279,29 +338,36 @@ async def kill(process: asyncio.subprocess.Process) -> None:
         await process.wait()
 
 
-async def prove(library: list[Row], envs: Path, scratch: Path, keep: bool, done: Callable) -> None:
+Left = collections.Counter[Release]  # rows that still need an environment
+
+
+async def prove(library: list[Row], envs: Path, scratch: Path, left: Left, done: Callable) -> None:
     """Run each row of one library three times and hand the runs to `done`.
 
-    An environment lives from its first row to its last, so that few are on the disk at a time.
+    An environment goes when no row of any library needs it, so that few are on the disk at a time.
     """
-    library = sorted(library, key=lambda row: (row.new_release, row.old_release))
-    last = {release: row for row in library for release in (row.new_release, row.old_release)}
-    alive = {}
+    library = sorted(library, key=lambda row: (*homes(row), modules(row)))
+    alive: dict[Release, Environment] = {}
     try:
         for row in library:
-            for release in (row.new_release, row.old_release):
+            for release in homes(row):
                 if release not in alive:
                     alive[release] = Environment(release, envs / digest(*release), scratch)
                     await alive[release].install()
-            new, old = alive[row.new_release], alive[row.old_release]
+            new, old = (alive[release] for release in homes(row))
             todo = (new, row.new_code), (new, row.old_code), (old, row.old_code)
             done(row, *[await env.run(code, modules(row)) for env, code in todo])
-            for release in {row.new_release, row.old_release}:
-                if last[release] is row:
-                    await alive.pop(release).close(keep)
+            left.subtract(homes(row))
+            for release in set(alive):
+                if not left[release]:
+                    await alive.pop(release).close(keep=False)
     finally:
         for environment in alive.values():
-            await environment.close(keep)
+            await environment.close(keep=True)
+
+
+def homes(row: Row) -> tuple[Release, Release]:
+    return home(row.new_release), home(row.old_release)
 
 
 # ---------------------------------------------------------------- the record
@@ -310,6 +376,7 @@ async def prove(library: list[Row], envs: Path, scratch: Path, keep: bool, done:
 def fingerprint(row: Row) -> dict[str, str]:
     """What a record is about: where it differs, the row has to be proved again."""
     kind = {"kind": build.UNCHANGED} if row.old_code == row.new_code else {}
+    kind |= {"file": row.file} if row.file else {}
     return kind | {
         "id": row.id,
         "dependency": row.dependency,
@@ -353,8 +420,10 @@ def warnings_of_change(row: Row, new: Run, changed: Run) -> Iterator[str]:
 
 def good(record: dict[str, str], name: str) -> bool:
     """Whether one of the three runs ended as that of a proved row does."""
+    if record[name] == MISSING:
+        return not record.get("file")
     unchanged = name == "old_on_new" and record.get("kind") == build.UNCHANGED
-    return record[name] == MISSING or record[name].startswith(SAME if unchanged else RUNS[name])
+    return record[name].startswith(SAME if unchanged else RUNS[name])
 
 
 def state(record: dict[str, str]) -> str:
@@ -375,12 +444,28 @@ def read(path: Path) -> dict[str, dict[str, str]]:
         sys.exit(f"{path.name} has a line that is no record: delete the file and start again")
 
 
-def write(path: Path, records: dict[str, dict[str, str]]) -> None:
-    """Replace a file at one stroke, so that it is whole at any time."""
-    draft = path.with_suffix(".draft")
-    lines = [json.dumps(records[name], ensure_ascii=False) + "\n" for name in sorted(records)]
-    draft.write_text("".join(lines), encoding="utf-8", newline="\n")
-    draft.replace(path)
+def write(path: Path, changes: dict[str, dict[str, str] | None]) -> None:
+    """Put these records into a file, and take out those that are None.
+
+    The file is whole at any time, and what another process has put into it stays.
+    """
+    with alone(path.parent):
+        records = {name: r for name, r in (read(path) | changes).items() if r}
+        draft = path.with_suffix(".draft")
+        lines = [json.dumps(records[name], ensure_ascii=False) + "\n" for name in sorted(records)]
+        draft.write_text("".join(lines), encoding="utf-8", newline="\n")
+        draft.replace(path)
+
+
+@contextlib.contextmanager
+def alone(folder: Path) -> Iterator[None]:
+    """Keep other processes that ask for this folder, too, waiting."""
+    lock = os.open(folder, os.O_RDONLY)
+    try:
+        fcntl.flock(lock, fcntl.LOCK_EX)
+        yield
+    finally:
+        os.close(lock)
 
 
 def summary(records: list[dict[str, str]]) -> None:
@@ -398,10 +483,11 @@ def summary(records: list[dict[str, str]]) -> None:
 
 
 def arguments(argv: list[str] | None) -> argparse.Namespace:
-    libraries = list(build.sources())
+    libraries = sorted({library for file in RECORDS for library in build.sources(file)})
     parser = argparse.ArgumentParser(description=__doc__.partition("\n")[0])
     add = parser.add_argument
     add("--library", nargs="+", metavar="NAME", choices=libraries, default=libraries)
+    add("--file", nargs="+", choices=list(RECORDS), default=list(RECORDS), help="files of rows")
     add("--envs", type=Path, metavar="FOLDER", help="where to make environments (temporary)")
     add("--keep", action="store_true", help="keep the environments in --envs for another time")
     add("--jobs", type=int, default=2, help="libraries at a time")
@@ -432,42 +518,58 @@ def stands(row: Row, record: dict[str, str], exact: list[str] | None) -> bool:
     return bool(same and row.new_release[:2][-1] == record["new_release"].split(", ")[:2][-1])
 
 
+def wanted(args: argparse.Namespace) -> dict[str, list[Row]]:
+    """The rows of each library that was asked for, of all files that were."""
+    found: dict[str, list[Row]] = {name: [] for name in args.library}
+    for file in args.file:
+        sources = build.sources(file)
+        for name in found:
+            for path in sources.get(name, ()):
+                found[name] += rows(path, args.exact, file)
+    return found
+
+
 async def prove_all(args: argparse.Namespace, scratch: Path) -> list[dict[str, str]]:
     """Prove the libraries asked for, the largest first, and return their records."""
-    path = RECORD if args.exact is None else EXACT
-    records, gate = read(path), asyncio.Semaphore(args.jobs)
-    files = build.sources()
-    found = [
-        [row for file in files[name] for row in rows(file, args.exact)] for name in args.library
-    ]
-    names = {row.id for library in found for row in library}
-    for name in set(records) - names:
-        if records[name]["dependency"].lower() in args.library:
-            del records[name]
+    found, gate = wanted(args), asyncio.Semaphore(args.jobs)
+    names = {row.id for library in found.values() for row in library}
+    paths = {file: RECORDS[file] if args.exact is None else EXACT for file in args.file}
+    records = {}
+    for path in paths.values():
+        known = read(path)
+        gone = {name for name in set(known) - names if known[name]["dependency"].lower() in found}
+        if gone:
+            write(path, dict.fromkeys(gone))
+        records |= {name: record for name, record in known.items() if name not in gone}
     todo = [
         [r for r in library if args.again or not stands(r, records.get(r.id, {}), args.exact)]
-        for library in found
+        for library in found.values()
     ]
     envs = args.envs.resolve() if args.envs else scratch / "envs"
+    left = collections.Counter(x for library in todo for row in library for x in homes(row))
+    left.update(left if args.keep else {})  # so that they are never none
     with tqdm(total=sum(map(len, todo)), unit="row") as bar:
 
         def done(row: Row, *runs: Run) -> None:
             record = records[row.id] = judge(row, *runs)
-            write(path, records)
+            write(paths[row.file or "updates"], {row.id: record})
             bar.update()
             if state(record) == STATES[3]:
                 bar.write("\n    ".join([f"{row.id}: {record['reason']}", *map(str, runs)]))
 
         async def one(library: list[Row]) -> None:
             async with gate:
-                await prove(library, envs, scratch, args.keep, done)
+                await prove(library, envs, scratch, left, done)
 
         todo.sort(key=len, reverse=True)
-        # Told to return exceptions, it waits until the last library has cleaned up after itself.
-        for fault in await asyncio.gather(*map(one, todo), return_exceptions=True):
-            if fault:
-                raise fault
-    write(path, records)
+        try:
+            # Told to return exceptions, it waits until the last library has ended its servers.
+            for fault in await asyncio.gather(*map(one, todo), return_exceptions=True):
+                if fault:
+                    raise fault
+        finally:
+            for release in () if args.keep else left:
+                shutil.rmtree(envs / digest(*release), ignore_errors=True)
     return [records[name] for name in sorted(names)]
 
 

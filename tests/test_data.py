@@ -104,6 +104,42 @@ def test_splits_of_all_rows_or_of_none(tmp_path):
         data.load(write(tmp_path, train, ROW | {"split": "validation"}))
 
 
+def test_several_files_are_read_as_one(tmp_path):
+    """Prevents: rows of a second file are lost, or a complaint or a run that goes on does not see
+    which file they are of."""
+    a, b = tmp_path / "a.jsonl", tmp_path / "b.jsonl"
+    a.write_text(json.dumps(ROW | {"split": "train", "id": "a"}) + "\n")
+    b.write_text("\n" + json.dumps(ROW | {"split": "train", "id": "b"}) + "\n")
+    both = f"{a},{b}"
+    rows = data.load(both)
+    assert [e.id for e in rows] == ["a", "b"] and data.splits(both) == ["train"]
+    assert data.where(both, rows[0]) == f"{a}, line 1"
+    assert data.where(both, rows[1]) == f"{b}, line 2"
+    assert len({data.fingerprint(x) for x in (str(a), str(b), both)}) == 3
+    assert data.fingerprint(a) == data.fingerprint(str(a))
+    b.write_text("[]")
+    with pytest.raises(ValueError, match=r"b\.jsonl, line 1: not a JSON object"):
+        data.load(both)
+    with pytest.raises(ValueError, match=r"c\.jsonl: no such data file"):
+        data.load(f"{a},{tmp_path / 'c.jsonl'}")
+
+
+def test_a_file_without_splits_stands_alone(tmp_path):
+    """Prevents: rows of the paper's own file are trained on and graded as held out."""
+    bare, ours = write(tmp_path, ROW), tmp_path / "ours.jsonl"
+    ours.write_text(json.dumps(ROW | {"split": "test"}))
+    with pytest.raises(ValueError, match=r"rows\.jsonl: its rows need the field 'split'"):
+        data.load(f"{ours},{bare}", "test")
+
+
+def test_the_updates_of_2026_are_read_where_they_are_asked_for():
+    """Prevents: a run grades or fingerprints the newest updates unasked, or cannot have them."""
+    newest = data.load(split="test_2026")
+    assert {e.split for e in newest} == {"test_2026"} and newest == data.load("", "test_2026")
+    assert data.splits() == ["train", "test_seen", "test", "test_hard"]
+    assert data.fingerprint("") == data.fingerprint(data.DEFAULT)
+
+
 def test_half_characters_are_named(tmp_path):
     """Prevents: a lone surrogate, legal in JSON, ends in a traceback of the tokenizer."""
     with pytest.raises(ValueError, match="line 1: field 'update_info' has half a character"):
@@ -261,12 +297,9 @@ def test_control_tokens_in_a_row_are_plain_text(tokenizer, family):
 @pytest.fixture
 def built(tmp_path, monkeypatch):
     """Builds the updates given, each a toy update with some fields changed; returns the rows."""
-    folders = {"updates": tmp_path / "updates", "hard": tmp_path / "hard"}
-    for name, folder in folders.items():
-        folder.mkdir()
-        monkeypatch.setattr(build, name.upper(), folder)
+    monkeypatch.setattr(build, "HERE", tmp_path)
 
-    def call(*updates, folder="updates", library="toy"):
+    def call(*updates, folder="updates", library="toy", file="updates"):
         toy = {
             "id": "toy",
             "kind": "any",
@@ -276,8 +309,9 @@ def built(tmp_path, monkeypatch):
         }
         toy |= {"description": "any", "usages": [{"old": "print(a)", "new": "print(b)"}]}
         text = json.dumps([toy | update for update in updates])  # JSON is YAML as well
-        (folders[folder] / f"{library}.yaml").write_text(f"library: {library}\nupdates: {text}")
-        return [json.loads(line) for line in build.build().splitlines()]
+        (tmp_path / folder).mkdir(exist_ok=True)
+        (tmp_path / folder / f"{library}.yaml").write_text(f"library: {library}\nupdates: {text}")
+        return [json.loads(line) for line in build.build()[file].splitlines()]
 
     return call
 
@@ -293,6 +327,62 @@ def test_the_folder_hard_is_test_hard_without_a_limit_of_rows(built):
     many = [{"old": f"print(c, {n})", "new": f"print(d, {n})"} for n in range(5)]
     found = built({"id": "hard", "usages": many}, folder="hard", library="jax")
     assert [row["split"] for row in found] == ["test_hard"] * 5 + ["train"] * 4
+
+
+NEW = {"id": "new", "released": "2026-03-01", **usage("print(e)", "print(f)")}
+
+
+def test_the_new_folders_are_files_of_their_own(built):
+    """Prevents: rows of 2026 in the file that runs begun before go on with, or without a date, or
+    rows of changed behaviour cut to four."""
+    many = [{"old": f"print(g, {n})", "new": f"print(h, {n})"} for n in range(8)]
+    built({})
+    built({"id": "how", "usages": many}, folder="updates_behaviour")
+    [row] = built(NEW, folder="updates_2026", library="jax", file="updates_2026")
+    assert (row["split"], row["released"]) == ("test_2026", "2026-03-01")
+    rows = {file: text.count("\n") for file, text in build.build().items()}
+    assert rows == {"updates": 1, "updates_2026": 1, "updates_behaviour": 6}
+    assert '"released"' not in build.build()["updates"]
+
+
+@pytest.mark.parametrize("date", ["2025-12-01", "", "soon", "1 March 2026"])
+def test_a_release_of_2026_has_its_date(built, date):
+    """Prevents: an update that a model may know passes for a new one."""
+    with pytest.raises(ValueError, match=r"updates_2026/toy\.yaml, new-0: 'released' must be"):
+        built(NEW | {"released": date}, folder="updates_2026")
+
+
+@pytest.mark.parametrize(
+    ("folder", "update", "library", "refused"),
+    [
+        ("updates_2026", {}, "toy", "new-0: split train has this edit, too, in toy-0"),
+        ("updates_2026", usage("print(a, c)", "print(b, d)"), "toy", "new-0: split train has"),
+        ("updates_2026", {}, "other", "new-0: split train has this edit"),
+        ("updates_2026", usage("print(a, c)", "print(b, d)"), "other", None),
+        ("updates_behaviour", {}, "toy", None),  # both are trained on
+        ("updates_behaviour", {}, "jax", "new-0: this folder is trained on, and test is held out"),
+        ("updates_behaviour", {"split": "test_seen"}, "toy", "new-0: this folder is trained on"),
+    ],
+)
+def test_an_edit_of_two_files_is_refused(built, folder, update, library, refused):
+    """Prevents: a question of 2026 that training answers, or a held-out library to train on."""
+    built({})
+    update = NEW | usage("print(a)", "print(b)") | update
+    if refused:
+        with pytest.raises(ValueError, match=refused):
+            built(update, folder=folder, library=library)
+    else:
+        assert len(built(update, folder=folder, library=library, file=folder)) == 1
+
+
+def test_an_edit_to_train_on_may_not_be_asked(built):
+    """Prevents: rows that are added to training answer a held-out library's."""
+    built({}, library="jax")
+    built({"id": "new", "released": "2026-03-01", **usage("x(e)", "x(f)")}, folder="updates_2026")
+    with pytest.raises(ValueError, match=r"toy-0: split train has this edit, too, in how-0"):
+        built({"id": "how"}, folder="updates_behaviour")
+    with pytest.raises(ValueError, match=r"new-0: split train has this edit, too, in how-0"):
+        built({"id": "how", **usage("y(e)", "y(f)")}, folder="updates_behaviour")
 
 
 def test_an_id_that_two_rows_have_is_refused(built):
@@ -433,7 +523,8 @@ def test_a_fault_of_a_source_is_one_sentence(built, capsys):
 
 def test_committed_file_is_what_the_builder_builds():
     """Prevents: a source file is edited and the data set is not rebuilt."""
-    assert data.DEFAULT.read_bytes() == build.build().encode()
+    for file, text in build.build().items():
+        assert (data.HERE / f"{file}.jsonl").read_bytes() == text.encode(), file
 
 
 def test_the_counts_of_the_page_are_those_of_the_file():

@@ -6,6 +6,8 @@ import os
 import signal
 import subprocess
 import sys
+import threading
+import time
 
 import pytest
 
@@ -41,23 +43,30 @@ def run(folder, *codes):
     return asyncio.run(all_of_them())
 
 
+def record_of():
+    return verify.RECORDS["updates"]
+
+
 @pytest.fixture
 def prove(tmp_path, monkeypatch):
     """Proves a data set of one row in a folder of its own; returns exit status and record."""
     monkeypatch.setattr(verify.Environment, "install", install)
     monkeypatch.setattr(verify.shutil, "which", lambda name: name)
-    monkeypatch.setattr(build, "UPDATES", tmp_path)
-    monkeypatch.setattr(build, "HARD", tmp_path / "hard")
-    monkeypatch.setattr(verify, "RECORD", tmp_path / "verified.jsonl")
+    monkeypatch.setattr(build, "HERE", tmp_path)
+    for file in verify.RECORDS:
+        monkeypatch.setitem(verify.RECORDS, file, tmp_path / f"record_{file}.jsonl")
     monkeypatch.setattr(verify, "EXACT", tmp_path / "verified_exact.jsonl")
 
     def call(old, new, *options, old_version="old", new_version="new", kind="any", **more):
+        folder = more.pop("folder", "updates")
         update = {"id": "toy", "old_version": old_version, "new_version": new_version, **more}
         update |= {"kind": kind, "description": "any", "notes": ["no import of warnings"]}
         update["usages"] = [{"old": old, "new": new}]
         updates = json.dumps([update])  # JSON is YAML as well
-        (tmp_path / "python.yaml").write_text(f"library: python\nupdates: {updates}")
-        return verify.main(list(options)), verify.read(verify.RECORD).get("toy-0")
+        (tmp_path / folder).mkdir(exist_ok=True)
+        (tmp_path / folder / "python.yaml").write_text(f"library: python\nupdates: {updates}")
+        record = verify.RECORDS["updates" if folder == "hard" else folder]
+        return verify.main(list(options)), verify.read(record).get("toy-0")
 
     return call
 
@@ -260,6 +269,38 @@ def test_environments_go_unless_they_are_kept(prove, tmp_path):
     assert len(list(envs.iterdir())) == 2
 
 
+def test_releases_that_go_together_share_an_environment(prove, tmp_path, monkeypatch):
+    """Prevents: an environment for each library, or a row proved beside a release it did not ask
+    for, or records that fall when another library joins."""
+    group = ("Python new", "toy==2", "Python old")
+    monkeypatch.setattr(verify, "groups", lambda: [("Python new", "toy==1"), group])
+    assert verify.home(("Python new", "toy==2")) == group
+    assert verify.home(("Python new", "toy==3")) == ("Python new", "toy==3")
+    envs = tmp_path / "envs"
+    _, record = prove(OLD, NEW, "--keep", "--envs", str(envs), new_version="old")
+    assert [folder.name for folder in envs.iterdir()] == [verify.digest(*group)]
+    assert record["new_release"] == record["old_release"] == "Python old"
+
+
+def test_an_environment_lives_until_its_last_library_is_done(prove, tmp_path, monkeypatch):
+    """Prevents: the folder of a shared environment goes while another library's rows run in it."""
+    made, real = [], verify.Environment.install
+
+    async def noted(environment):
+        made.append(environment.folder.exists())
+        await real(environment)
+
+    monkeypatch.setattr(verify.Environment, "install", noted)
+    prove(OLD, NEW)
+    other = (tmp_path / "updates" / "python.yaml").read_text().replace("toy", "zoo")
+    (tmp_path / "updates" / "zoo.yaml").write_text(other.replace("python", "zoo"))
+    one = ("Python new", "Python old", "Python 3.11", "zoo==new", "zoo==old")
+    monkeypatch.setattr(verify, "groups", lambda: [one])
+    made.clear()
+    prove(OLD, NEW, "--again", "--jobs", "1", "--envs", str(tmp_path / "envs"))
+    assert made == [False, True] and list((tmp_path / "envs").iterdir()) == []
+
+
 # ---------------------------------------------------------------- the record
 
 
@@ -279,11 +320,11 @@ def programs(monkeypatch):
 def test_only_new_changed_and_failed_rows_are_run(prove, programs):
     """Prevents: an hour of work is done twice, or a changed row keeps its old proof."""
     prove(OLD, NEW)
-    whole = verify.RECORD.read_bytes()
+    whole = record_of().read_bytes()
     prove(OLD, NEW)
     assert programs == [NEW, OLD, OLD]
     prove(OLD, NEW, "--again")
-    assert len(programs) == 6 and verify.RECORD.read_bytes() == whole
+    assert len(programs) == 6 and record_of().read_bytes() == whole
     _, record = prove(WARN + "print(4)", NEW)
     assert len(programs) == 9 and record["reason"] == "old_on_old: differs"
     prove(WARN + "print(4)", NEW)
@@ -297,21 +338,63 @@ def test_records_of_rows_that_are_gone_go_and_others_stay(prove):
     """Prevents: the record proves rows that nobody has, or --library forgets the others."""
     _, record = prove(OLD, NEW)
     other = record | {"id": "other-0", "dependency": "other"}
-    verify.write(verify.RECORD, {"toy-7": record | {"id": "toy-7"}, "other-0": other})
+    verify.write(record_of(), {"toy-7": record | {"id": "toy-7"}, "other-0": other})
     prove(OLD, NEW)
-    assert list(verify.read(verify.RECORD)) == ["other-0", "toy-0"]
-    assert verify.RECORD.read_bytes().endswith(b"}\n")
+    assert list(verify.read(record_of())) == ["other-0", "toy-0"]
+    assert record_of().read_bytes().endswith(b"}\n")
+
+
+def test_each_file_of_rows_has_a_record_of_its_own(prove):
+    """Prevents: the rows of 2026 are written into the record of the others, or are not asked for
+    by name."""
+    prove(OLD, NEW)
+    whole = record_of().read_bytes()
+    new = {"folder": "updates_2026", "released": "2026-03-01"}
+    status, record = prove(OLD, NEW, "--file", "updates_2026", **new)
+    assert status == 0 and record["file"] == "updates_2026" and record_of().read_bytes() == whole
+    assert prove(OLD, NEW, "--file", "updates", **new)[1] == record
+
+
+@pytest.mark.parametrize("missing", ["old_version", "new_version"])
+def test_what_is_not_installed_proves_nothing_new(prove, missing, capsys):
+    """Prevents: a row of 2026 counts as proved where one of its releases could not be had."""
+    new = {"folder": "updates_2026", "released": "2026-03-01", missing: "absent"}
+    status, record = prove(OLD, NEW, **new)
+    assert status == 1 and "Python absent is not installed" in record["reason"]
+    assert "1 FAILED" in capsys.readouterr().out
+
+
+def test_two_proofs_at_once_keep_each_other_s_records(prove, monkeypatch):
+    """Prevents: a second process writes back what it read before the first was done."""
+    _, record = prove(OLD, NEW)
+    real = verify.read
+
+    def slow(path):
+        found = real(path)
+        time.sleep(0.2)  # time for the other one to write
+        return found
+
+    monkeypatch.setattr(verify, "read", slow)
+    both = [
+        threading.Thread(target=verify.write, args=(record_of(), {name: record | {"id": name}}))
+        for name in ("ant-0", "bee-0")
+    ]
+    for thread in both:
+        thread.start()
+    for thread in both:
+        thread.join()
+    assert list(real(record_of())) == ["ant-0", "bee-0", "toy-0"]
 
 
 def test_the_files_of_one_library_are_proved_together(prove, programs, tmp_path):
     """Prevents: hard/ is passed over, or two files of one library make one environment at once."""
     prove(OLD, NEW)
     (tmp_path / "hard").mkdir()
-    other = (tmp_path / "python.yaml").read_text().replace("toy", "hard")
+    other = (tmp_path / "updates" / "python.yaml").read_text().replace("toy", "hard")
     (tmp_path / "hard" / "python-several.yaml").write_text(other)
     assert list(build.sources()) == ["python"]
     prove(OLD, NEW, "--library", "python")
-    assert programs == [NEW, OLD, OLD] * 2 and list(verify.read(verify.RECORD)) == [
+    assert programs == [NEW, OLD, OLD] * 2 and list(verify.read(record_of())) == [
         "hard-0",
         "toy-0",
     ]
@@ -321,14 +404,14 @@ def test_exact_proves_one_row_in_new_version_and_keeps_what_is_proved(prove, pro
     """Prevents: an update is run in the wrong release, or anew for each Python; or --exact writes
     over the record of the rows."""
     prove(OLD, NEW, run_version="later")
-    whole = verify.RECORD.read_bytes()
+    whole = record_of().read_bytes()
     prove(OLD, "print(4)", "--exact", run_version="later")
     [failed] = verify.read(verify.EXACT).values()
     assert failed["new_release"] == "Python new" and failed["old_on_old"] == "differs"
     assert prove(OLD, NEW, "--exact", "3.7", run_version="later")[0] == 0
     assert prove(OLD, NEW, "--exact", "3.8", run_version="later")[0] == 0
     assert programs == [NEW, OLD, OLD, "print(4)", OLD, OLD, NEW, OLD, OLD]
-    assert verify.RECORD.read_bytes() == whole
+    assert record_of().read_bytes() == whole
     prove(OLD, NEW, "--exact", run_version="new")  # its row is proved there anyway
     assert verify.read(verify.EXACT) == {}
 
@@ -336,9 +419,9 @@ def test_exact_proves_one_row_in_new_version_and_keeps_what_is_proved(prove, pro
 def test_an_interrupt_leaves_a_whole_record_and_no_litter(prove, programs, tmp_path, monkeypatch):
     """Prevents: Ctrl-C leaves environments, servers or half a record behind."""
     prove(OLD, NEW)
-    whole = verify.RECORD.read_bytes()
-    other = (tmp_path / "python.yaml").read_text().replace("python", "other")
-    (tmp_path / "other.yaml").write_text(other.replace("toy", "other"))
+    whole = record_of().read_bytes()
+    other = (tmp_path / "updates" / "python.yaml").read_text().replace("python", "other")
+    (tmp_path / "updates" / "other.yaml").write_text(other.replace("toy", "other"))
     (tmp_path / "temporary").mkdir()
     monkeypatch.setattr(verify.tempfile, "tempdir", str(tmp_path / "temporary"))
     real = verify.Environment.run
@@ -354,7 +437,7 @@ def test_an_interrupt_leaves_a_whole_record_and_no_litter(prove, programs, tmp_p
     before = signal.signal(signal.SIGINT, signal.default_int_handler)
     status, _ = prove(OLD, NEW, "--again", "--envs", str(tmp_path / "envs"))
     signal.signal(signal.SIGINT, before)
-    assert status == 130 and verify.RECORD.read_bytes() == whole
+    assert status == 130 and record_of().read_bytes() == whole
     assert not list((tmp_path / "temporary").iterdir())
     assert not list((tmp_path / "envs").iterdir())
 
@@ -384,7 +467,7 @@ def test_a_machine_without_uv_is_told_what_to_do(prove, monkeypatch, capsys):
 
 def test_a_broken_record_is_told_in_one_sentence(prove):
     """Prevents: a merge conflict in the record ends in a traceback."""
-    verify.RECORD.write_text("<<<<<<< HEAD\n")
+    record_of().write_text("<<<<<<< HEAD\n")
     with pytest.raises(SystemExit, match="delete the file"):
         prove(OLD, NEW)
 
