@@ -90,16 +90,13 @@ class Config:
     # report
     save_every: int = flag(10, "steps between checkpoints, beside the one at the end")
     keep: int = flag(2, "newest checkpoints to keep, the last one included")
-    eval_rows: int = flag(
-        0, "rows of each split in the tables, at most; 0 is 300 for the bundled model, else 50"
-    )
+    eval_rows: int = flag(300, "rows of each split in the tables, at most; 0 is no table")
     show_every: int = flag(0, "steps between two completions that are shown, 0 is off", only=RL)
     tensorboard: bool = flag(False, "write event files for TensorBoard beside metrics.jsonl")
 
     def __post_init__(self):
         check(self)
         self.out = self.out or f"runs/{self.algo}-seed{self.seed}"
-        self.eval_rows = self.eval_rows or (50 if self.model else 300)
 
     @property
     def live_by(self) -> str:

@@ -26,8 +26,9 @@ def token_weight(mask: Tensor) -> Tensor:  # bool [N, T] or [B, G, T] -> float, 
     """1 / sum_i |o_i| on each token: the mean over all tokens of the step (token mean, sec. 3.3).
 
     Call it once, on all N rows of an optimizer step, then slice: the mean of micro-batch means is
-    another number (verl's FSDP actor takes that one). A row with no token weighs 0. All tokens
-    weigh the same, so a long answer weighs more than a short one.
+    another number. (So did verl's FSDP actor, which is gone: now it counts the tokens of the step
+    on all ranks and divides by that, as here.) A row with no token weighs 0. All tokens weigh the
+    same, so a long answer weighs more than a short one.
     """
     count = mask.sum().clamp(min=1)  # [], sum_i |o_i|; an empty step is not 0 / 0
     return mask.float() / count  # [.., T]

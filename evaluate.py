@@ -123,9 +123,12 @@ def greedy(
 
 
 def chosen(path: str, most: int) -> dict[str, list[data.Example]]:
-    """A fixed choice of at most `most` rows of each split of a data file, of test_hard `HARD`."""
+    """A fixed choice of at most `most` rows of each split of a data file, of test_hard `HARD`.
+
+    No split if that is 0.
+    """
     # No run's seed: with that the rows here would be those that the run trains on first.
-    splits = {name: data.load(path, name) for name in data.splits(path)}
+    splits = {name: data.load(path, name) for name in data.splits(path) if most}
     return {
         name: some(rows, min(most, HARD) if name == "test_hard" else most)
         for name, rows in splits.items()
@@ -144,6 +147,8 @@ def report(
 
     An answer may have max_new_tokens, or as many as the longest true answer of its split.
     """
+    if not rows:
+        return {}
     longest = {
         name: max(policy.length(data.completion(e)) for e in examples)
         for name, examples in rows.items()

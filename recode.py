@@ -367,10 +367,10 @@ def run(config: Config) -> None:
 
 
 def graded_base(config: Config, policy: Policy, state: State, folder: Path) -> evaluate.Report:
-    """The base policy's graded answers; a resumed run has them in its folder."""
+    """The base policy's graded answers; a resumed run has them in its folder. {} of no rows."""
     rows, file = evaluate.chosen(config.data, config.eval_rows), folder / "before.jsonl"
-    kept = evaluate.read(file, rows)
-    if kept:
+    kept = evaluate.read(file, rows) if rows else {}
+    if kept is not None:
         return kept
     base = policy if state.step == 0 else load(config.model, policy.model.device, config.dtype)
     with ranks.whole(base.model):
@@ -441,17 +441,15 @@ def finish(
     config: Config, policy: Policy, state: State, folder: Path, before: evaluate.Report
 ) -> None:
     """Grade the trained policy; write its answers, samples.md and curves.png, last the grades."""
-    rows = evaluate.chosen(config.data, config.eval_rows)
+    rows, shown = evaluate.chosen(config.data, config.eval_rows), ""
     with ranks.whole(policy.model):
         after = evaluate.report(policy, rows, config.max_new_tokens, "grading after")
     if config.merge and not ranks.rank():
         policy.save_merged(folder / "merged")
-    report.write(folder / "after.jsonl", evaluate.lines(after))
-    shown = "test" if "test" in after else list(after)[-1]
-    page = report.sample_page(before[shown], after[shown])
-    table = report.table(before, after)
-    parts = [f"# {config.algo}, seed {config.seed}", table, report.kinds(before, after), page]
-    report.write(folder / "samples.md", "\n\n".join(parts))
+    if rows:
+        report.write(folder / "after.jsonl", evaluate.lines(after))
+        page, shown = report.samples(f"{config.algo}, seed {config.seed}", before, after)
+        report.write(folder / "samples.md", page)
     if not ranks.rank():
         report.curves(folder / "curves.png", report.history(folder))
     minutes, memory = state.elapsed() / 60, machine.peak_memory(policy.model.device)
@@ -461,8 +459,8 @@ def finish(
     }
     last = {"grade": grades, "minutes": minutes, "memory_gb": memory}
     report.Metrics(folder).append(last)
-    print(page.partition("\n## ")[0] + "\n" + table)
-    print(f"\n{minutes:.1f} minutes, {memory:.1f} GB at most; everything is in {folder}")
+    total = f"{minutes:.1f} minutes, {memory:.1f} GB at most; everything is in {folder}"
+    print(*filter(None, [shown, total]), sep="\n\n")
 
 
 def main(config: Config | None = None) -> int:

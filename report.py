@@ -76,6 +76,14 @@ def kinds(before: Report, after: Report) -> str:
     return "\n".join(lines) if hits else ""
 
 
+def samples(title: str, before: Report, after: Report) -> tuple[str, str]:
+    """All of samples.md; and what a terminal shows of it, the first example and the table."""
+    split = "test" if "test" in after else list(after)[-1]
+    page, overview = sample_page(before[split], after[split]), table(before, after)
+    parts = [f"# {title}", overview, kinds(before, after), page]
+    return "\n\n".join(parts), page.partition("\n## ")[0] + "\n" + overview
+
+
 def sample_page(before: list[Graded], after: list[Graded], count: int = 4) -> str:
     """Completions before and after: the first ones of a split, then failures after training."""
     missed = [i for i, graded in enumerate(after) if not graded.exact]

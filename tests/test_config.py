@@ -10,7 +10,7 @@ import pytest
 from conftest import settings
 
 import recode
-from config import PRESETS, Config, parse
+from config import PRESETS, Config, parse, parser
 
 ROOT = Path(__file__).parent.parent
 
@@ -54,10 +54,13 @@ def test_wrong_values_are_one_sentence(small, wrong, sentence):
         Config(**small | wrong)
 
 
-def test_a_real_model_is_graded_on_fewer_rows():
-    """Prevents: half an hour of grading before a real model's first step, by default."""
-    assert Config().eval_rows == 300 and Config(model="x").eval_rows == 50
-    assert Config(eval_rows=7).eval_rows == 7 and Config(model="x", eval_rows=300).eval_rows == 300
+def test_graded_rows_are_as_many_as_were_asked_for():
+    """Prevents: 0 rows that are 50 or 300, as the model has it, and a default nobody is told."""
+    assert Config().eval_rows == 300 and Config(model="x").eval_rows == 300
+    assert parse(["--eval-rows", "0"]).eval_rows == 0
+    assert parse(["--model", "x", "--eval-rows", "7"]).eval_rows == 7
+    shown = " ".join(parser().format_help().split())
+    assert "rows of each split in the tables, at most; 0 is no table (default: 300)" in shown
 
 
 def test_settings_of_another_algorithm_are_refused_even_at_their_default():

@@ -21,7 +21,7 @@ import grpo
 import lora
 import recode
 import report
-from config import parse
+from config import Config, parse
 from policy import load
 from recode import Batch
 from rollout import packs, written
@@ -85,6 +85,44 @@ def test_run_leaves_a_whole_folder(small, algo, capsys):
     assert AutoTokenizer.from_pretrained(folder / "checkpoint").chat_template
     shown = capsys.readouterr().out
     assert shown.count("copy the old code") == 3 and "held-out" in shown
+
+
+def test_no_rows_are_no_table_and_the_run_is_done(small, capsys):
+    """Prevents: --eval-rows 0 that grades for minutes, or whose run never counts as done."""
+    recode.run(settings(small, eval_rows=0))
+    folder = recode.Path(small["out"])
+    assert {p.name for p in folder.iterdir()} == {
+        "config.json", "metrics.jsonl", "curves.png", "checkpoint", "checkpoint-0",
+    }  # fmt: skip
+    told = capsys.readouterr()
+    assert "grading" not in told.err and "everything is in" in told.out and "|" not in told.out
+    recode.run(parse(["--resume", small["out"]]))
+    assert "is done, 2 steps" in capsys.readouterr().out
+    assert report.results([folder]).splitlines()[2].startswith("| GRPO | 0 | - | - | - |")
+
+
+@pytest.mark.parametrize("call", [1, 4])  # of three splits before and three after
+def test_ctrl_c_while_grading_loses_nothing(small, tmp_path, monkeypatch, capsys, call):
+    """Prevents: steps that are lost, or made again, because nobody waited for the grades."""
+    recode.run(settings(small, out=str(tmp_path / "whole")))
+    real, calls, update, made = evaluate.greedy, [], recode.update, []
+    monkeypatch.setattr(recode, "update", lambda *args: made.append(args) or update(*args))
+
+    def greedy(*args):
+        calls.append(args)
+        if len(calls) == call + 1:
+            raise KeyboardInterrupt
+        return real(*args)
+
+    monkeypatch.setattr(evaluate, "greedy", greedy)
+    assert recode.main(settings(small)) == 130
+    assert f"--resume {small['out']}" in capsys.readouterr().err
+    assert recode.main(parse(["--resume", small["out"]])) == 0
+    whole, stopped = (tmp_path / "whole", recode.Path(small["out"]))
+    for name in ("before.jsonl", "after.jsonl", "samples.md"):
+        assert (whole / name).read_text() == (stopped / name).read_text()
+    steps = [[(m["step"], m["loss"]) for m in report.history(f)] for f in (whole, stopped)]
+    assert steps[0] == steps[1] and len(made) == 2 * Config.updates  # of two steps, each once
 
 
 def test_same_seed_same_run(small, tmp_path):
