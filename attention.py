@@ -65,9 +65,9 @@ class Cache:
         self.prompt = [(k[groups], v[groups]) for k, v in self.prompt]
         for layer, pair in enumerate(self.own):
             # the two index tensors meet as [B', G'], in front: -> [B', G', K, S, D]
-            live = (x[:, :, :, : self.length][groups[:, None], :, order] for x in pair)
+            kept = (x[:, :, :, : self.length][groups[:, None], :, order] for x in pair)
             room = pair[0].shape[3]
-            self.own[layer] = tuple(self._moved(x.transpose(1, 2), room) for x in live)
+            self.own[layer] = tuple(self._moved(x.transpose(1, 2), room) for x in kept)
 
     def _moved(self, x: Tensor, room: int) -> Tensor:
         """Copy the S tokens of x into a fresh buffer with room for more."""

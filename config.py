@@ -42,14 +42,16 @@ class Config:
     prompts: int = flag(16, "B, prompts per rollout (sft: answers per batch)")
     group_size: int = flag(8, "G, samples per prompt, 2 or more", only=RL)
     max_new_tokens: int = flag(384, "longest completion, tokens")
-    temperature: float = flag(1.0, "of sampling and scoring alike, above 0", only=RL)
-    live: str = flag(
-        "exact", "a group is live if this varies in it", ("exact", "reward"), ("dapo",)
+    temperature: float = flag(1.0, "of sampling and training alike, above 0", only=RL)
+    filter: str = flag(
+        "exact", "a group teaches if this varies in it", ("exact", "reward"), ("dapo",)
     )
     max_refills: int = flag(
         3, "times that dead groups are replaced a step, 0 is off", (), ("dapo",)
     )
-    patience: int = flag(10, "steps in a row without a live group before the run stops", only=RL)
+    patience: int = flag(
+        10, "steps in a row without a group that teaches before the run stops", only=RL
+    )
     # score
     correctness: str = flag("em_star", "reward of the code", ("es_star", "em_star", "em_copy"), RL)
     overlong_buffer: int = flag(
@@ -65,9 +67,9 @@ class Config:
         10.0, "bound on the ratio where the advantage is negative, inf is off", only=("dapo",)
     )
     # step
-    updates: int = flag(2, "optimizer steps per rollout", only=RL)
+    minibatches: int = flag(2, "optimizer steps per rollout", only=RL)
     pack_tokens: int = flag(2048, "tokens per forward pass: memory against speed")
-    checkpointing: bool = flag(False, "make activations again in backward: memory against speed")
+    recompute: bool = flag(False, "make activations again in backward: memory against speed")
     lr: float = flag(4e-4, "peak learning rate (1e-6 is usual for all weights of a real model)")
     warmup: int = flag(2, "steps of linear warm-up, times a cosine down to --lr-floor")
     lr_floor: float = flag(0.1, "share of --lr at which the cosine ends, 1 is a constant rate")
@@ -79,17 +81,17 @@ class Config:
         "of matrix products, and of a base under adapters; auto takes the faster one here",
         ("auto", "float32", "bfloat16"),
     )
-    lora: int = flag(0, "rank of LoRA adapters on every linear layer, 0 trains all weights")
-    dora: int = flag(0, "the same with DoRA adapters")
+    adapter: str = flag(
+        "none", "train adapters on every linear layer, not the weights", ("none", "lora", "dora")
+    )
+    rank: int = flag(16, "of adapters")
     alpha: float = flag(32.0, "adapters are scaled by alpha / rank")
     targets: str = flag("", "layers with adapters, as q_proj,v_proj (default: all but the head)")
     shard: bool = flag(
         False, "share all weights' gradients and optimizer among the ranks of torchrun"
     )
-    merge: bool = flag(False, "at the end also write RUN/merged, a model without adapters")
     # report
     save_every: int = flag(10, "steps between checkpoints, beside the one at the end")
-    keep: int = flag(2, "newest checkpoints to keep, the last one included")
     eval_rows: int = flag(300, "rows of each split in the tables, at most; 0 is no table")
     show_every: int = flag(0, "steps between two completions that are shown, 0 is off", only=RL)
     tensorboard: bool = flag(False, "write event files for TensorBoard beside metrics.jsonl")
@@ -99,9 +101,9 @@ class Config:
         self.out = self.out or f"runs/{self.algo}-seed{self.seed}"
 
     @property
-    def live_by(self) -> str:
-        """The score whose spread makes a group live: what DAPO's filter asks for, or the reward."""
-        return "exact" if self.algo == "dapo" and self.live == "exact" else "total"
+    def filter_by(self) -> str:
+        """The score whose spread lets a group teach: what DAPO's filter asks for, or the reward."""
+        return "exact" if self.algo == "dapo" and self.filter == "exact" else "total"
 
     @property
     def with_kl(self) -> bool:
@@ -117,7 +119,7 @@ class Config:
 # What numbers must satisfy (nan satisfies nothing), and the same in words.
 LIMITS = [
     (
-        "steps prompts max_new_tokens updates pack_tokens patience save_every keep",
+        "steps prompts max_new_tokens minibatches pack_tokens rank patience save_every",
         lambda x: 1 <= x < 2**31,
         "1 or more",
     ),
@@ -127,7 +129,7 @@ LIMITS = [
         "0 or more",
     ),
     ("lr", lambda x: 0 <= x <= 1e6, "0 or more, and at most 1e6"),
-    ("threads lora dora", lambda x: 0 <= x <= 1024, "0 or more, and at most 1024"),
+    ("threads", lambda x: 0 <= x <= 1024, "0 or more, and at most 1024"),
     ("clip_high max_grad_norm alpha", lambda x: 0 < x < math.inf, "more than 0"),
     ("lr_floor", lambda x: 0 <= x <= 1, "0 or more, and at most 1"),
     ("clip clip_low", lambda x: 0 < x < 1, "more than 0 and less than 1"),
@@ -138,18 +140,19 @@ LIMITS = [
 ROLLOUT = 2**27  # most tokens in one rollout, at most 2 GB of records; more is a slip of the key
 # What the paper states, and its scripts where it is silent, as far as it differs from the defaults.
 # Its GRPO script takes one prompt a step and never stops early. Its DAPO script, unlike the paper,
-# trains all weights: --dora 0 --lr 1e-6 --warmup 10 --lr-floor 1. Its adapters' dropout of 0.01 is
-# left out: the policy that is scored must be the one that sampled.
-ADAPTERS = {"dora": 64, "alpha": 64.0, "targets": "q_proj,v_proj", "lr": 5e-5, "warmup": 150}
-PAPER = ADAPTERS | {"steps": 5000, "max_new_tokens": 1024, "correctness": "es_star"}
+# trains all weights: --adapter none --lr 1e-6 --warmup 10 --lr-floor 1. Its adapters' dropout of
+# 0.01 is left out: the policy that is trained must be the one that sampled.
+ADAPTERS = {"adapter": "dora", "rank": 64, "alpha": 64.0, "targets": "q_proj,v_proj"}
+PAPER = ADAPTERS | {"lr": 5e-5, "warmup": 150, "steps": 5000, "max_new_tokens": 1024}
+PAPER |= {"correctness": "es_star"}
 PRESETS = {
-    "paper-grpo": PAPER | {"algo": "grpo", "prompts": 1, "updates": 1, "patience": 5000},
+    "paper-grpo": PAPER | {"algo": "grpo", "prompts": 1, "minibatches": 1, "patience": 5000},
     "paper-dapo": PAPER | {"algo": "dapo", "prompts": 8, "weight_decay": 0.1},
 }
 # What --resume may change. Anything else would make one run of two.
 RESUMABLE = set(
-    "resume steps device threads dtype pack_tokens checkpointing shard merge patience save_every "
-    "keep eval_rows show_every tensorboard".split()
+    "resume steps device threads dtype pack_tokens recompute shard patience save_every "
+    "eval_rows show_every tensorboard".split()
 )
 
 
@@ -177,15 +180,11 @@ def check(config: Config) -> None:
         )
     if config.overlong_buffer > config.max_new_tokens:
         raise ValueError("--overlong-buffer must not exceed --max-new-tokens, its upper end")
-    if config.lora and config.dora:
-        raise ValueError("--lora and --dora: give one of them")
-    of_adapters = config.alpha != 32 or config.targets or config.merge
-    if of_adapters and not config.lora and not config.dora:
-        raise ValueError(
-            "--alpha, --targets and --merge are settings of adapters: give --lora or --dora too"
-        )
-    if config.shard and (config.lora or config.dora):
-        raise ValueError("--shard is for training all weights: leave it away with --lora or --dora")
+    of_adapters = config.rank != 16 or config.alpha != 32 or config.targets
+    if of_adapters and config.adapter == "none":
+        raise ValueError("--rank, --alpha and --targets are of adapters: give --adapter lora too")
+    if config.shard and config.adapter != "none":
+        raise ValueError("--shard is for training all weights: leave it away with --adapter")
     if not config.dual_clip > 1 + config.clip_high:
         raise ValueError("--dual-clip must exceed 1 + --clip-high, else it cuts every bad token")
 
@@ -218,7 +217,10 @@ def from_command_line() -> Config:
 
 def parse(arguments: list[str] | None = None) -> Config:
     """Every field of Config is a flag. With --resume the run's own config.json gives the rest."""
-    given = vars(parser().parse_args(arguments))
+    given, unknown = parser().parse_known_args(arguments)
+    if unknown:
+        refuse(unknown[0])
+    given = vars(given)
     if "resume" in given:
         return resumed(given)
     if "preset" in given:
@@ -229,13 +231,36 @@ def parse(arguments: list[str] | None = None) -> Config:
     return Config(**given)
 
 
+# Flags of before, and what says the same now.
+RENAMED = {
+    "updates": "--minibatches",
+    "checkpointing": "--recompute",
+    "live": "--filter",
+    "lora": "--adapter lora --rank",
+    "dora": "--adapter dora --rank",
+    "keep": "nothing, the two newest checkpoints are kept",
+    "merge": "lora.save_merged, of the policy that RUN/checkpoint holds",
+}
+
+
+def refuse(argument: str) -> None:
+    """ValueError with what to say instead of an argument that is no flag of ours."""
+    name = argument.lstrip("-").partition("=")[0]
+    if name in RENAMED:
+        raise ValueError(f"{argument} is no flag any more: use {RENAMED[name]}")
+    known = {spelled(f.name) for f in fields(Config)}
+    if spelled(name) in known:
+        raise ValueError(f"{argument} is spelled {spelled(name)}")
+    raise ValueError(f"{argument} is no flag: see --help")
+
+
 def with_preset(preset: str, **given) -> dict:
     """The preset's settings under the given ones."""
-    settings = PRESETS[preset] | ({"dora": 0} if given.get("lora") else {}) | given
+    settings = PRESETS[preset] | given
     if settings["algo"] != PRESETS[preset]["algo"]:
         raise ValueError(f"--preset {preset} chooses the algorithm: leave --algo away")
-    if not settings["dora"] and not settings.get("lora"):
-        of_adapters = {"alpha", "targets"} - given.keys()
+    if settings["adapter"] == "none":
+        of_adapters = {"rank", "alpha", "targets"} - given.keys()
         settings = {k: v for k, v in settings.items() if k not in of_adapters}
     return settings
 
@@ -254,15 +279,14 @@ def parser() -> argparse.ArgumentParser:
     text = f"the paper's settings, which any other flag overrides; {'; '.join(shown)}"
     parser.add_argument("--preset", choices=PRESETS, help=text)
     for f in fields(Config):
-        names = dict.fromkeys([spelled(f.name), "--" + f.name])
         only = " and ".join(f.metadata["only"]).upper()
         text = (f"{only}: " if only else "") + f.metadata["help"].replace("%", "%%")
         text += "" if f.default == "" else f" (default: {f.default})"
         if f.type is bool:
-            parser.add_argument(*names, action=argparse.BooleanOptionalAction, help=text)
+            parser.add_argument(spelled(f.name), action=argparse.BooleanOptionalAction, help=text)
         else:
             metavar = "|".join(f.metadata["choices"]) or f.type.__name__.upper()
-            parser.add_argument(*names, type=f.type, metavar=metavar, help=text)
+            parser.add_argument(spelled(f.name), type=f.type, metavar=metavar, help=text)
     return parser
 
 
@@ -277,7 +301,7 @@ def resumed(given: dict) -> Config:
     if not file.is_file():
         raise ValueError(f"--resume {given['resume']}: no run to go on with in that folder")
     try:
-        kept = json.loads(file.read_text(encoding="utf-8"))
+        kept = modern(json.loads(file.read_text(encoding="utf-8")))
         config = Config(**kept | given | {"out": given["resume"]})
         if not config.record().keys() <= kept.keys():
             raise TypeError
@@ -291,13 +315,27 @@ def resumed(given: dict) -> Config:
         raise ValueError(f"{file}: {error}") from None
 
 
+def modern(kept: dict) -> dict:
+    """The settings of an older config.json in the names of today."""
+    kept = {**kept}  # TypeError if it is no object
+    for old in kept.keys() & {"updates", "checkpointing", "live"}:
+        kept[RENAMED[old].removeprefix("--")] = kept.pop(old)
+    for gone in ("merge", "keep"):
+        kept.pop(gone, None)
+    ranks = {kind: kept.pop(kind) for kind in ("lora", "dora") if kind in kept}
+    if ranks:
+        kind = next((kind for kind, rank in ranks.items() if rank), "none")
+        kept |= {"adapter": kind, "rank": ranks.get(kind, Config.rank)}
+    return kept
+
+
 def check_dtype(kept: dict, given: dict) -> None:
     """Say that a run goes on in another dtype; ValueError where its own weights would change."""
     before, now = kept.get("dtype"), given.get("dtype", kept.get("dtype"))
     if before == now:
         return
     loaded = Path(kept.get("model") or ".", "adapter_config.json").is_file()
-    if not (kept.get("lora") or kept.get("dora") or loaded):
+    if kept.get("adapter", "none") == "none" and not loaded:
         raise ValueError(
             f"the run trains all weights in {before}: --dtype may change under adapters alone"
         )

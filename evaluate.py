@@ -13,7 +13,6 @@ An answer is graded once; tables, sample pages and curves (`report.py`) are view
 
 import argparse
 import json
-import math
 import random
 import sys
 from collections import Counter
@@ -25,13 +24,11 @@ from tqdm import tqdm
 from transformers.utils import logging as transformers_logging
 
 import data
-import machine
 import passk
-import ranks
 import reward
 import sandbox
 from data import benchmarks, execute
-from policy import Policy, load
+from policy import Policy, chosen_device, load
 
 ROWS = 64  # rows that are decoded together
 HARD = 100  # rows of test_hard in a run's report, to save time: its programs are long
@@ -141,7 +138,11 @@ def some(rows: list[data.Example], most: int) -> list[data.Example]:
 
 
 def report(
-    policy: Policy, rows: dict[str, list[data.Example]], max_new_tokens: int, title: str
+    policy: Policy,
+    rows: dict[str, list[data.Example]],
+    max_new_tokens: int,
+    title: str,
+    quiet: bool = False,
 ) -> Report:
     """Graded greedy answers of a policy to the rows of each split, under a progress bar.
 
@@ -150,50 +151,16 @@ def report(
     if not rows:
         return {}
     longest = {
-        name: max(policy.length(data.completion(e)) for e in examples)
+        name: max((policy.length(data.completion(e)) for e in examples), default=0)
         for name, examples in rows.items()
     }
-    total, how = sum(map(len, rows.values())), {"disable": ranks.rank() > 0, "unit": "row"}
+    total, how = sum(map(len, rows.values())), {"disable": quiet, "unit": "row"}
     with tqdm(total=total, desc=title, dynamic_ncols=True, **how) as bar:
         graded = {}
         for name, examples in rows.items():
             most = max(max_new_tokens, longest[name])
-            graded[name] = ranks.gather(greedy(policy, ranks.share(examples), most, bar))
+            graded[name] = greedy(policy, examples, most, bar)
         return graded
-
-
-def check_rows(policy: Policy, path: str, max_new_tokens: int) -> None:
-    """ValueError names the first row whose true answer is not worth 3, or that is too long."""
-    for split in dict.fromkeys(["train", *data.splits(path)]):  # "train" must be there
-        rows = data.load(path, split)
-        for example, prompt in zip(rows, policy.prompts(rows), strict=True):
-            if fault := row_fault(example, len(prompt), policy, max_new_tokens):
-                raise ValueError(f"{data.where(path, example)}: {fault}, or drop the row")
-
-
-def row_fault(example: data.Example, prompt: int, policy: Policy, new: int) -> str:
-    """Why nobody can be right about this row; "" if one can. Lengths in tokens."""
-    ids = data.encoded(data.completion(example), policy.tokenizer)
-    length, answer = len(ids) + 1, policy.tokenizer.decode(ids)
-    try:
-        (graded,) = grade([example], [answer])
-        right = graded.exact and graded.format == 1
-    except ValueError:  # too long a statement
-        right = False
-    room = getattr(policy.model.config, "max_position_embeddings", None) or math.inf
-    if not right:
-        return (
-            "its true answer would not score 3 (a fence, a tag or a statement of over 20,000 "
-            "tokens in new_code, or a text that the tokenizer does not give back): mend it"
-        )
-    if length > new and example.split in ("", "train"):  # what is graded may be longer
-        return f"its true answer has {length} tokens, --max-new-tokens is {new}: raise that"
-    if prompt + max(new, length) > room:
-        return (
-            f"its prompt of {prompt} tokens and --max-new-tokens {new} (or its true answer of "
-            f"{length}) exceed the model's context of {room}: lower that"
-        )
-    return ""
 
 
 DTYPES = ("auto", "float32", "bfloat16")
@@ -496,7 +463,7 @@ def main(arguments: list[str] | None = None) -> int:
     if options.temperature is None:
         options.temperature = 0.8 if options.n > 1 else 0.0
     try:
-        options.device = machine.chosen_device(options.device)
+        options.device = chosen_device(options.device)
         check_out(options.out)
         print((updates if options.command == "updates" else benchmark)(options))
     except (ValueError, OSError) as error:

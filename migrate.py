@@ -31,8 +31,9 @@ from transformers.utils import logging
 
 import data
 from policy import Policy, load
-from report import coloured, write
 from reward import any_code, extract_code, strip_comments
+from upkeep.files import write
+from upkeep.terminal import coloured
 
 
 def answer(policy: Policy, row: data.Example, samples: int, most: int) -> str:

@@ -36,7 +36,6 @@ from transformers.utils import cached_file
 
 import data
 import lora
-import machine
 import packed
 import weights
 from attention import LAYOUT, attending
@@ -79,7 +78,7 @@ class Policy:
         temperature: float = 1.0,
         top_p: float = 1.0,
         generator: torch.Generator | None = None,
-        only: list[int] | None = None,
+        uniform: Tensor | None = None,
         plain: bool = False,
     ) -> Rollout:
         """group_size completions of each prompt: see rollout.sample.
@@ -99,7 +98,7 @@ class Policy:
                 temperature=temperature,
                 top_p=top_p,
                 generator=generator,
-                only=only,
+                uniform=uniform,
             )
 
     def logp(self, rollout: Rollout, groups: list[int], temperature: float = 1.0) -> Tensor:
@@ -145,7 +144,7 @@ class Policy:
         self.model.to(self.dtype)
         lora.attach(self.model, adapter, generator)
 
-    def checkpoint_activations(self) -> None:
+    def recompute_activations(self) -> None:
         """Forget activations in forward and make them again in backward.
 
         transformers does so in train() alone, where dropout, the model's or its adapters', makes
@@ -156,17 +155,12 @@ class Policy:
                 layer.forward = functools.partial(forgetful, self.model, layer.forward)
 
     def save(self, folder: Path, weights: dict[str, Tensor] | None = None) -> None:
-        """The adapters alone if there are any, else the model (with these weights, where its own
-        are shards); and the tokenizer."""
+        """The adapters alone if there are any, else the model, or these weights of it; and the
+        tokenizer."""
         if self.adapted:
             lora.save(self.model, folder)
         else:
             self.model.save_pretrained(folder, state_dict=weights)
-        self.tokenizer.save_pretrained(folder)
-
-    def save_merged(self, folder: Path) -> None:
-        """An ordinary model with the adapters merged into its weights."""
-        lora.save_merged(self.model, folder)
         self.tokenizer.save_pretrained(folder)
 
     def imitate(self, examples: list[data.Example], *, max_new_tokens: int) -> Rollout:
@@ -214,7 +208,7 @@ def load(name: str, device: str | torch.device, dtype: str = "float32") -> Polic
         raise unloadable(name, error) from None
     check_weights(base, model, loading)
     model.to(device)
-    dtype = machine.faster_dtype(model) if dtype == "auto" else getattr(torch, dtype)
+    dtype = packed.faster_dtype(model) if dtype == "auto" else getattr(torch, dtype)
     if is_adapter(name):
         model.to(dtype)
         lora.load(model, name)
@@ -235,6 +229,30 @@ def load(name: str, device: str | torch.device, dtype: str = "float32") -> Polic
             file=sys.stderr,
         )
     return policy
+
+
+def untrained(policy: Policy, name: str) -> Policy:
+    """The reference of the KL: the same model with the adapters that it began with (mostly none),
+    or a copy of the one that it began as."""
+    if policy.adapted:
+        return policy
+    reference = load(name, policy.model.device, str(policy.dtype).removeprefix("torch."))
+    reference.model.eval().requires_grad_(False)
+    return reference
+
+
+def chosen_device(device: str) -> str:
+    """The device asked for; auto takes the GPU where there is one."""
+    if device == "auto":
+        return "cuda" if torch.cuda.is_available() else "cpu"
+    if device == "cuda" and not torch.cuda.is_available():
+        raise ValueError("--device cuda: torch sees no GPU on this machine; use --device cpu")
+    if device not in ("cpu", "cuda"):
+        try:
+            torch.empty(1, device=device)
+        except (RuntimeError, AssertionError):  # as torch says of mps and of cuda:0
+            raise ValueError(f"--device {device}: none on this machine; use --device cpu") from None
+    return device
 
 
 def unloadable(name: str, error: Exception) -> ValueError:

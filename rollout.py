@@ -66,38 +66,35 @@ def sample(
     temperature: float = 1.0,
     top_p: float = 1.0,
     generator: torch.Generator | None = None,
-    only: list[int] | None = None,
+    uniform: Tensor | None = None,
 ) -> Rollout:
     """Sample group_size completions of every prompt, in eval(); every module's mode comes back.
 
     temperature 0 is greedy (its logp is at temperature 1). `logp` is the log-softmax over the whole
     vocabulary even where top_p < 1 cuts the draw, so only top_p = 1 may be trained on. A seeded
-    generator gives the same rollout again. `only` samples some of the prompts, with the random
-    numbers that they have among all, so that several processes can share a batch.
+    generator gives the same rollout again, and so do the same `uniform` numbers in its place.
     """
     check_request(model, prompts, group_size, max_new_tokens, temperature, top_p)
     check_model(model, max(map(len, prompts)) + max_new_tokens)
     device, G, T = model.device, group_size, max_new_tokens
-    home = generator.device if generator else device
-    uniform = torch.rand(T, len(prompts), G, generator=generator, device=home)
-    if only is not None:
-        prompts, uniform = [prompts[b] for b in only], uniform[:, only]
-    uniform, B = uniform.flatten(1).to(device), len(prompts)  # [T, N]
+    B = len(prompts)
+    uniform = numbers(T, B, G, generator, device) if uniform is None else uniform  # [T, B, G]
+    uniform = uniform.flatten(1).to(device)  # [T, N]
     eos = torch.tensor(list(eos_ids), dtype=torch.long, device=device)
     tokens = torch.full((B * G, T), pad_id, device=device)  # [N, T]
     logp = torch.zeros(B * G, T, device=device)
     length = torch.zeros(B * G, dtype=torch.long, device=device)  # [N]
     row = torch.arange(B * G, device=device).view(B, G)  # of `tokens`, for each running sample
-    live = torch.ones_like(row, dtype=torch.bool)  # [B, G]: no end token yet
+    running = torch.ones_like(row, dtype=torch.bool)  # [B, G]: no end token yet
     with evaluating(model):
         hidden, layout = prefill(model, prompts, G)  # [B, G, C]
         for t in range(T):
             token, chosen = draw(head(model, hidden), uniform[t][row], temperature, top_p)
             tokens[row, t], logp[row, t] = token, chosen  # past the end too: masked below
-            length[row] += live
-            live = live & ~torch.isin(token, eos)
+            length[row] += running
+            running = running & ~torch.isin(token, eos)
             if t % sync_every(device) == 0:
-                row, live, token = trim(layout, row, live, token)  # [B, G] -> [B', G']
+                row, running, token = trim(layout, row, running, token)  # [B, G] -> [B', G']
             if t + 1 == T or not row.numel():
                 break
             hidden = decode(model, token, layout)  # [B', G', C]
@@ -106,6 +103,12 @@ def sample(
     truncated = ~torch.isin(tokens.gather(1, length[:, None] - 1), eos)  # no end token at the end
     out = tokens, mask, logp[:, : mask.shape[1]].where(mask, 0.0), length, truncated[:, 0]
     return Rollout(prompts, *(x.unflatten(0, (B, G)) for x in out))  # [N, ..] -> [B, G, ..]
+
+
+def numbers(T: int, B: int, G: int, generator: torch.Generator | None, device="cpu") -> Tensor:
+    """The uniform random numbers of a rollout, [T, B, G], drawn where the generator lives."""
+    home = generator.device if generator else device
+    return torch.rand(T, B, G, generator=generator, device=home)
 
 
 def prefill(model: PreTrainedModel, prompts: list[list[int]], G: int) -> tuple[Tensor, Layout]:
@@ -158,18 +161,18 @@ def sync_every(device: torch.device) -> int:
     return 16 if device.type == "cuda" else 1
 
 
-def trim(layout: Layout, row: Tensor, live: Tensor, token: Tensor) -> tuple:
-    """Stop computing finished samples: [B, G] -> [B', G'], in each group the live ones first.
+def trim(layout: Layout, row: Tensor, running: Tensor, token: Tensor) -> tuple:
+    """Stop computing finished samples: [B, G] -> [B', G'], in each group the running ones first.
 
-    B' groups have a live sample and G' is the most live in any. Where that saves less than an
+    B' groups have a running sample and G' is the most running in any. Where that saves less than an
     eighth of the rows nothing moves: copying the cache would cost more.
     """
-    groups, G = live.any(1).nonzero()[:, 0], int(live.sum(1).max())  # [B']
-    if len(groups) * G > 0.875 * live.numel():
-        return row, live, token
-    order = live[groups].int().argsort(dim=1, descending=True, stable=True)[:, :G]  # [B', G']
+    groups, G = running.any(1).nonzero()[:, 0], int(running.sum(1).max())  # [B']
+    if len(groups) * G > 0.875 * running.numel():
+        return row, running, token
+    order = running[groups].int().argsort(dim=1, descending=True, stable=True)[:, :G]  # [B', G']
     layout.keep(groups, order)
-    return tuple(x[groups].gather(1, order) for x in (row, live, token))
+    return tuple(x[groups].gather(1, order) for x in (row, running, token))
 
 
 # ------------------------------------------------------------------------------------------------

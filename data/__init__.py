@@ -12,7 +12,9 @@ import datetime
 import functools
 import gzip
 import hashlib
+import itertools
 import json
+import random
 import re
 import threading
 import warnings
@@ -81,6 +83,13 @@ def splits(path: str | Path | None = None) -> list[str]:
     """The splits that the files have, in the order of `SPLITS`; "train" where they name none."""
     found = {row.split or "train" for row in _read(path)}
     return [name for name in SPLITS if name in found]
+
+
+def endless(path: str | Path | None, seed: int, drawn: int = 0) -> Iterator[Example]:
+    """The training split again and again, shuffled anew each time; goes on after `drawn` rows."""
+    rows, rng = load(path, "train"), random.Random(seed)
+    epochs = (rng.sample(rows, len(rows)) for _ in itertools.count())
+    return itertools.islice(itertools.chain.from_iterable(epochs), drawn, None)
 
 
 def where(path: str | Path | None, example: Example) -> str:

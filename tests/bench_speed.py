@@ -34,6 +34,7 @@ import grpo  # noqa: E402
 import recode  # noqa: E402
 import reward  # noqa: E402
 from rollout import Rollout, packs, sample, token_logp  # noqa: E402
+from upkeep import run  # noqa: E402
 
 # hidden size, width of the MLP, layers, query heads, key heads, vocabulary, tied head
 SHAPES = {
@@ -308,17 +309,17 @@ def bench_reward(args) -> None:
 def bench_step(args) -> None:
     """128 samples, the reward, the reference, two optimizer steps: the default run's step."""
     config = recode.Config(model=args.model, steps=args.repeats + 1, device=args.device)
-    policy, state = recode.start(config)
-    parts, judge = [], recode.judge
+    policy, state = run.start(config)
+    parts, judge = [], recode.score
 
     def timed_judge(*what):
         seconds, _, found = timed(lambda: judge(*what), args.device)
         parts.append(seconds)
         return found
 
-    recode.judge = timed_judge
+    recode.score = timed_judge
     ours = [row["seconds"] for row in recode.train(config, policy, state)][1:]
-    recode.judge = judge
+    recode.score = judge
     share = sum(parts[1:]) / sum(ours)
     print(f"ours: {pretty(statistics.median(ours))} a step, the reward {100 * share:.2f} % of it")
     theirs = trl_steps(args, config)

@@ -15,13 +15,11 @@ import torch
 from conftest import settings, short_rows
 from safetensors.torch import load_file, save_file
 
-import checkpoint
 import lora
-import machine
 import recode
-import report
 from config import parse
 from policy import load
+from upkeep import checkpoint, machine, metrics, run
 
 ROOT = Path(__file__).parent.parent
 
@@ -29,7 +27,7 @@ ROOT = Path(__file__).parent.parent
 def begin(small, **more):
     """A policy and a state that have made one step, and their folder."""
     config = settings(small, **more)
-    policy, state = recode.start(config)
+    policy, state = run.start(config)
     next(recode.train(config, policy, state))
     return policy, state, Path(small["out"])
 
@@ -44,7 +42,7 @@ def test_everything_comes_back(small):
     torch.rand(9)
     shutil.copy(small["data"], folder / "rows.jsonl")
     (folder / "config.json").write_text(json.dumps(settings(small).record()))
-    again, restored = recode.start(parse(["--resume", str(folder)]))
+    again, restored = run.start(parse(["--resume", str(folder)]))
     for name in ("step", "drawn", "live", "idle", "skipped"):
         assert getattr(restored, name) == getattr(state, name)
     restored.set_generators()
@@ -97,13 +95,13 @@ def test_a_disk_without_room_is_told_before_training(small, monkeypatch):
     monkeypatch.setattr(checkpoint.shutil, "disk_usage", lambda path: usage)
     monkeypatch.setattr(recode, "loop", lambda *args: pytest.fail("it trained"))
     with pytest.raises(ValueError, match="do not fit .* make room, or lower --keep"):
-        recode.run(settings(small))
+        run.run(settings(small), recode.LOOPS)
 
 
 def test_the_room_is_that_of_checkpoints_with_moments(small, monkeypatch):
     """Prevents: a disk that holds the first checkpoint twice, and not one with AdamW's moments."""
     config = settings(small)
-    policy, state = recode.start(config)
+    policy, state = run.start(config)
     folder = Path(small["out"])
     size = {}
     for step in (0, 1):
@@ -164,7 +162,7 @@ def test_other_data_are_refused(small):
     file = Path(small["data"])
     file.write_text(file.read_text().replace("lib.new_3", "lib.newer_3"))
     with pytest.raises(ValueError, match="not those that the run began with"):
-        recode.start(parse(["--resume", str(folder)]))
+        run.start(parse(["--resume", str(folder)]))
 
 
 @pytest.mark.parametrize("changed", ["base", "adapters", "config.json"])
@@ -176,12 +174,12 @@ def test_another_model_is_refused(small, tmp_path, changed):
     policy.adapt(lora.Adapter(rank=2), torch.Generator())
     policy.save(own)
     config = settings(small, model=str(own))
-    policy, state = recode.start(config)
+    policy, state = run.start(config)
     folder = Path(small["out"])
     checkpoint.save(folder, policy, state)
     (folder / "config.json").write_text(json.dumps(config.record()))
     (base / "README.md").write_text("what is no part of the model may change")
-    recode.start(parse(["--resume", str(folder)]))
+    run.start(parse(["--resume", str(folder)]))
     if changed == "config.json":
         file = base / changed
         file.write_text(json.dumps(json.loads(file.read_text()) | {"rms_norm_eps": 0.1}))
@@ -191,7 +189,7 @@ def test_another_model_is_refused(small, tmp_path, changed):
         tensors = {key: tensor + 1 for key, tensor in load_file(file).items()}
         save_file(tensors, file, metadata={"format": "pt"})
     with pytest.raises(ValueError, match="files of --model are not those that the run began with"):
-        recode.start(parse(["--resume", str(folder)]))
+        run.start(parse(["--resume", str(folder)]))
 
 
 def test_a_folder_of_an_older_version_goes_on(small):
@@ -204,7 +202,7 @@ def test_a_folder_of_an_older_version_goes_on(small):
     for name in ("model", "seal"):
         counts.pop(name)
     file.write_text(json.dumps(counts | {"seal": checkpoint.seal(counts)}))
-    _, again = recode.start(parse(["--resume", str(folder)]))
+    _, again = run.start(parse(["--resume", str(folder)]))
     assert again.step == 1 and again.model == checkpoint.fingerprint(small["model"])
 
 
@@ -250,10 +248,10 @@ def test_a_kill_before_the_configuration_is_written_leaves_a_folder_to_start_in(
 
     monkeypatch.setattr(recode.report, "write", killed)
     with pytest.raises(KeyboardInterrupt):
-        recode.run(settings(small))
+        run.run(settings(small), recode.LOOPS)
     assert done == ["config.json"]
     monkeypatch.setattr(recode.report, "write", real)
-    recode.run(settings(small))
+    run.run(settings(small), recode.LOOPS)
 
 
 # ---------------------------------------------------------------- two runs, one folder
@@ -265,8 +263,8 @@ def test_a_folder_belongs_to_one_run(small):
     with checkpoint.claimed(folder):
         for _ in range(2):  # a refused run must not take the claim away
             with pytest.raises(ValueError, match="in use by another run"):
-                recode.run(settings(small))
-    recode.run(settings(small))
+                run.run(settings(small), recode.LOOPS)
+    run.run(settings(small), recode.LOOPS)
     with checkpoint.claimed(folder), pytest.raises(ValueError, match="in use"):
         recode.run(parse(["--resume", str(folder), "--steps", "3"]))
 
@@ -294,7 +292,7 @@ def test_a_used_run_folder_is_not_overwritten(small):
     folder.mkdir()
     (folder / "metrics.jsonl").write_text("precious")
     with pytest.raises(ValueError, match="not empty"):
-        recode.run(settings(small))
+        run.run(settings(small), recode.LOOPS)
     assert (folder / "metrics.jsonl").read_text() == "precious"
 
 
@@ -329,11 +327,11 @@ def test_a_signal_waits_for_the_end_of_the_step(small, monkeypatch, number, term
     monkeypatch.setattr(recode, "update", interrupted)
     handler = signal.getsignal(number)
     with pytest.raises(KeyboardInterrupt):
-        recode.run(settings(small))
+        run.run(settings(small), recode.LOOPS)
     assert signal.getsignal(number) is handler
     monkeypatch.setattr(recode, "update", real)
     assert checkpoint.read_state(Path(small["out"], "checkpoint"))["step"] == 1
-    recode.run(parse(["--resume", small["out"]]))
+    run.run(parse(["--resume", small["out"]]), recode.LOOPS)
     assert outcome(Path(small["out"])) == outcome(whole)
 
 
@@ -350,7 +348,7 @@ def test_a_second_signal_does_not_wait_and_saves_no_half_step(small, monkeypatch
 
     monkeypatch.setattr(recode, "update", interrupted)
     with pytest.raises(KeyboardInterrupt):
-        recode.run(settings(small, save_every=1))
+        run.run(settings(small, save_every=1), recode.LOOPS)
     assert len(calls) == 3
     assert checkpoint.read_state(Path(small["out"], "checkpoint"))["step"] == 1
 
@@ -362,7 +360,7 @@ def test_a_terminal_that_is_gone_does_not_break_a_step(monkeypatch):
         raise OSError(5, "Input/output error")
 
     monkeypatch.setattr(machine.os, "write", gone)
-    with machine.patient() as noted:
+    with machine.noting_signals() as noted:
         os.kill(os.getpid(), signal.SIGTERM)
     assert noted == [signal.SIGTERM]
 
@@ -371,7 +369,7 @@ def test_nohup_is_respected():
     """Prevents: `nohup python recode.py &` dies when its terminal closes."""
     handler = signal.signal(signal.SIGHUP, signal.SIG_IGN)
     try:
-        with machine.patient() as noted:
+        with machine.noting_signals() as noted:
             os.kill(os.getpid(), signal.SIGHUP)
         assert not noted and signal.getsignal(signal.SIGHUP) is signal.SIG_IGN
     finally:
@@ -383,7 +381,7 @@ def test_nohup_is_respected():
 
 def outcome(folder: Path) -> tuple:
     """All that a run leaves, but for times and memory."""
-    rows = report.rows(folder)
+    rows = metrics.rows(folder)
     for row in rows:
         for name in ("seconds", "tokens_per_s", "minutes", "memory_gb"):
             row.pop(name, None)
@@ -415,7 +413,7 @@ def session(arguments, at=0):
             if calls == at:
                 os.kill(os.getpid(), signal.SIGKILL)
         sys.setprofile(count)
-        code = recode.main(config.parse(arguments))
+        code = run.main(config.parse(arguments), recode.LOOPS)
         sys.setprofile(None)
         os.write(writer, str(calls).encode())
         os._exit(code)
@@ -443,7 +441,7 @@ def test_killed_at_any_moment_it_ends_as_if_it_had_not_been(small, algo):
     """Prevents: a resumed run that is another run: in its weights, metrics, answers or reports."""
     Path(small["data"]).write_text("".join(json.dumps(asdict(e)) + "\n" for e in short_rows()))
     own = {"grpo": ["--group-size", "4"], "sft": []}
-    own["dapo"] = [*own["grpo"], "--live", "reward", "--max-refills", "1"]
+    own["dapo"] = [*own["grpo"], "--filter", "reward", "--max-refills", "1"]
     start = [
         *("--algo", algo, "--data", small["data"], "--device", "cpu", "--threads", "1"),
         *("--steps", "4", "--prompts", "4", "--max-new-tokens", "128", "--eval-rows", "1"),

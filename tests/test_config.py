@@ -107,7 +107,7 @@ def test_command_line_errors_have_no_traceback(small, capsys, monkeypatch, tmp_p
         ["--model", small["model"], "--out", str(tmp_path / "y"), "--max-new-tokens", "5000"],
     ):
         monkeypatch.setattr("sys.argv", ["recode.py", *arguments])
-        assert recode.main() == 2
+        assert run.main(None, recode.LOOPS) == 2
         error = capsys.readouterr().err
         assert error.startswith("recode.py: ") and error.count("\n") == 1, error
 

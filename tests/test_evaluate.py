@@ -11,7 +11,7 @@ import torch
 
 import data
 import evaluate
-import report
+from upkeep import metrics, report, terminal
 
 
 def test_copying_scores_high_and_matches_nothing():
@@ -93,12 +93,12 @@ def test_damaged_answers_are_graded_anew(tmp_path, damage):
 
 def test_metrics_have_null_for_what_is_not_finite(tmp_path):
     """Prevents: bare NaN in a file that other tools read as JSON."""
-    report.Metrics(tmp_path).append({"step": 1, "loss": math.nan, "kl": math.inf, "reward": 1.5})
+    metrics.Metrics(tmp_path).append({"step": 1, "loss": math.nan, "kl": math.inf, "reward": 1.5})
     text = (tmp_path / "metrics.jsonl").read_text()
     assert json.loads(text, parse_constant=pytest.fail) == {
         "step": 1, "loss": None, "kl": None, "reward": 1.5
     }  # fmt: skip
-    report.curves(tmp_path / "curves.png", report.history(tmp_path))
+    report.curves(tmp_path / "curves.png", metrics.history(tmp_path))
     assert (tmp_path / "curves.png").stat().st_size > 1000
 
 
@@ -106,7 +106,7 @@ def test_tensorboard_is_asked_for_in_one_sentence(tmp_path, monkeypatch):
     """Prevents: a traceback for a package that nobody has to have."""
     monkeypatch.setitem(sys.modules, "torch.utils.tensorboard", None)
     with pytest.raises(ValueError, match="pip install tensorboard"):
-        report.Metrics(tmp_path, tensorboard=True)
+        metrics.Metrics(tmp_path, tensorboard=True)
 
 
 def test_a_damaged_line_of_metrics_has_a_number(tmp_path):
@@ -114,12 +114,12 @@ def test_a_damaged_line_of_metrics_has_a_number(tmp_path):
     lines = ['{"step": 1}', "", '{"step": 2', '{"step": 3}']
     (tmp_path / "metrics.jsonl").write_text("\n".join(lines) + "\n")
     with pytest.raises(ValueError, match="metrics.jsonl, line 3: .*delete that line"):
-        report.rewind(tmp_path, 3)
+        metrics.rewind(tmp_path, 3)
     (tmp_path / "metrics.jsonl").write_text('{"step": "1"}\n')
     with pytest.raises(ValueError, match="metrics.jsonl, line 1: .*delete that line"):
-        report.rewind(tmp_path, 3)
+        metrics.rewind(tmp_path, 3)
     (tmp_path / "metrics.jsonl").write_text('{"step": 1}\n\n{"step": 2}\n{"step": 3')
-    report.rewind(tmp_path, 2)
+    metrics.rewind(tmp_path, 2)
     assert (tmp_path / "metrics.jsonl").read_text() == '{"step": 1}\n{"step": 2}\n'
 
 
@@ -127,8 +127,8 @@ def test_numbers_come_first_on_a_narrow_terminal():
     """Prevents: on 80 columns a bar of one character, and no reward."""
     metrics = dict.fromkeys(("reward", "exact", "dead", "length", "grad_norm", "loss"), 0.5)
     form = {"total": 300, "n": 12, "elapsed": 100, "ncols": 80, "prefix": "dapo"}
-    bar = report.progress("dapo", 300, 0)
-    shown = bar.format_meter(**form, bar_format=bar.bar_format, postfix=report.line(metrics))
+    bar = terminal.progress("dapo", 300, 0)
+    shown = bar.format_meter(**form, bar_format=bar.bar_format, postfix=terminal.line(metrics))
     bar.close()
     assert len(shown) <= 80 and "reward +0.50, exact 50%, dead 50%" in shown
 
@@ -155,11 +155,11 @@ def test_entropy_is_the_surprise_of_a_token():
     rollout = Rollout([[1]], logp.long(), logp < 0, logp, length, length < 1)
     one = torch.ones(1, 2)
     names = ("total", "exact", "copied", "format", "dead")
-    log = report.Log()
+    log = metrics.Log()
     log.sampled(rollout, dict.fromkeys(names, one))
-    metrics = log.close()
-    assert metrics["entropy"] == 2.0  # (1 + 2 + 3) / 3 tokens
-    assert list(metrics)[0] == "reward" and list(metrics)[-1] == "loss"
+    closed = log.close()
+    assert closed["entropy"] == 2.0  # (1 + 2 + 3) / 3 tokens
+    assert list(closed)[0] == "reward" and list(closed)[-1] == "loss"
 
 
 # ---------------------------------------------------------------- answers in a file

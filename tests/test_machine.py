@@ -3,7 +3,8 @@
 import pytest
 import torch
 
-import machine
+import packed
+from upkeep import machine
 
 
 @pytest.mark.parametrize(
@@ -43,8 +44,8 @@ def test_the_faster_dtype_is_taken_and_told(monkeypatch, capsys, low, best):
     """Prevents: bf16 on a processor without units for it, where it takes five times as long."""
     model = torch.nn.Sequential(torch.nn.Linear(4, 8), torch.nn.Linear(8, 4))
     seconds = {torch.bfloat16: low, torch.float32: 2.0}
-    monkeypatch.setattr(machine, "product_seconds", lambda layer, dtype: seconds[dtype])
-    assert machine.faster_dtype(model) == torch.float32  # small
-    monkeypatch.setattr(machine, "SMALL", 1)
-    assert machine.faster_dtype(model) == best
+    monkeypatch.setattr(packed, "product_seconds", lambda layer, dtype: seconds[dtype])
+    assert packed.faster_dtype(model) == torch.float32  # small
+    monkeypatch.setattr(packed, "SMALL", 1)
+    assert packed.faster_dtype(model) == best
     assert capsys.readouterr().err.startswith(str(best)[6:])

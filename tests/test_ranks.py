@@ -15,10 +15,9 @@ from conftest import settings, short_rows
 from safetensors.torch import load_file
 from transformers import AutoModelForCausalLM
 
-import ranks
 import recode
-import report
 from config import Config
+from upkeep import metrics, ranks, run
 
 ROOT = Path(__file__).parent.parent
 # Every setting of a run by its algorithm; three prompts for two ranks, and updates of few groups.
@@ -30,7 +29,7 @@ import json, sys
 import recode
 from config import Config
 for settings in json.loads(sys.argv[1]):
-    recode.run(Config(**settings))
+    run.run(Config(**settings), recode.LOOPS)
 """
 # As if a run of two steps had been killed after its first one; then what each rank holds of it.
 AGAIN = """
@@ -40,7 +39,7 @@ if not ranks.rank():
     (folder / "checkpoint").rename(folder / "uninterrupted")
 ranks.dist.barrier()
 config = config.parse(["--resume", str(folder)])
-policy, state = recode.start(config)
+policy, state = run.start(config)
 list(recode.finetune(config, policy, state))
 checkpoint.save(folder, policy, state)
 held = [[p, *(state.optimizer.state[p][m] for m in checkpoint.MOMENTS[1:])]
@@ -95,7 +94,7 @@ def test_two_ranks_are_one_run(ended):
     has no live group or no row to grade, or fewer packs than another; with shards too."""
     for algo, how in PAIRS:
         one, two = (ended / f"{algo}-{x}" for x in ("alone", how))
-        for a, b in zip(report.history(one), report.history(two), strict=True):
+        for a, b in zip(metrics.history(one), metrics.history(two), strict=True):
             for name in a.keys() - {"seconds", "tokens_per_s"}:
                 assert a[name] == pytest.approx(b[name], rel=1e-4, abs=1e-6), (algo, how, name)
         # After one update AdamW's first moment is a tenth of the gradient. Not the weights: where a
@@ -107,7 +106,7 @@ def test_two_ranks_are_one_run(ended):
             torch.testing.assert_close(10 * moments[name], 10 * shared[name], atol=1e-6, rtol=0)
         texts = [(f / "before.jsonl").read_text() for f in (one, two)]
         assert texts[0] == texts[1] and (two / "curves.png").stat().st_size > 1000
-    assert any(row["grad_norm"] > 0.01 for row in report.history(ended / "grpo-ranks"))
+    assert any(row["grad_norm"] > 0.01 for row in metrics.history(ended / "grpo-ranks"))
 
 
 def test_a_killed_run_of_shards_goes_on(ended):
@@ -130,7 +129,7 @@ def test_a_killed_run_of_shards_goes_on(ended):
 def test_one_rank_that_fails_does_not_wait_to_save(small, monkeypatch):
     """Prevents: an error on one rank that shows after the time limit of the save that it began."""
     config = settings(small)
-    policy, state = recode.start(config)
+    policy, state = run.start(config)
     saved = []
     monkeypatch.setattr(recode.checkpoint, "save", lambda *args: saved.append(1))
 
@@ -149,14 +148,14 @@ def test_a_rank_without_a_prompt_draws_along(small, monkeypatch):
     """Prevents: a traceback where a refill has fewer prompts than there are ranks, or random
     numbers that are no longer the same on all of them."""
     config = settings(small)
-    policy, state = recode.start(config)
+    policy, state = run.start(config)
     rows, shares, after = recode.data.load(config.data)[:1], [], []
     monkeypatch.setenv("WORLD_SIZE", "2")
     monkeypatch.setattr(ranks, "gather", lambda mine: shares.append(mine) or shares[0])
     for number in range(2):
         monkeypatch.setenv("RANK", str(number))
         state.set_generators()
-        rollout = recode.draw(policy, rows, config, state)
+        rollout = recode.sample(policy, rows, config, state)
         assert len(rollout.prompts) == 1
         after.append(state.generator.get_state())
     assert [len(mine) for mine in shares] == [1, 0] and torch.equal(*after)
@@ -165,7 +164,7 @@ def test_a_rank_without_a_prompt_draws_along(small, monkeypatch):
 def test_shards_need_ranks(small):
     """Prevents: --shard in one process, which would end in a traceback from torch.distributed."""
     with pytest.raises(ValueError, match="start torchrun, or give --no-shard"):
-        recode.start(settings(small, shard=True))
+        run.start(settings(small, shard=True))
 
 
 def test_ctrl_c_ends_all_ranks(folder):

@@ -13,18 +13,17 @@ from conftest import settings
 from safetensors.torch import load_file
 from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer, Qwen2ForCausalLM
 
-import checkpoint
 import dapo
 import data
 import evaluate
 import grpo
 import lora
 import recode
-import report
 from config import Config, parse
 from policy import load
 from recode import Batch
 from rollout import packs, written
+from upkeep import checkpoint, metrics, report, run
 
 
 def fake(reward, exact=None, algo=dapo):
@@ -39,7 +38,7 @@ def fake(reward, exact=None, algo=dapo):
 
 def dead_share(*batches):
     """What the log says of these batches."""
-    log = report.Log()
+    log = metrics.Log()
     for batch in batches:
         log.sampled(*batch)
     return log.close()["dead"]
@@ -63,7 +62,7 @@ def test_learning_rate_by_hand(small, floor, rates):
     for step, rate in enumerate(rates):
         state.step = step
         optimizer.param_groups[0]["params"][0].grad = torch.ones(1)
-        recode.update(None, state, config, 0.0)
+        recode.step(None, state, config, 0.0)
         assert optimizer.param_groups[0]["lr"] == pytest.approx(rate, abs=1e-6)
 
 
@@ -73,7 +72,7 @@ def test_learning_rate_by_hand(small, floor, rates):
 @pytest.mark.parametrize("algo", ["grpo", "dapo", "sft"])
 def test_run_leaves_a_whole_folder(small, algo, capsys):
     """Prevents: an algorithm that trains but leaves no report, or a checkpoint nobody can load."""
-    recode.run(settings(small, algo=algo))
+    run.run(settings(small, algo=algo), recode.LOOPS)
     folder = recode.Path(small["out"])
     assert {p.name for p in folder.iterdir()} == {
         "config.json", "metrics.jsonl", "curves.png", "samples.md", "before.jsonl", "after.jsonl",
@@ -89,14 +88,14 @@ def test_run_leaves_a_whole_folder(small, algo, capsys):
 
 def test_no_rows_are_no_table_and_the_run_is_done(small, capsys):
     """Prevents: --eval-rows 0 that grades for minutes, or whose run never counts as done."""
-    recode.run(settings(small, eval_rows=0))
+    run.run(settings(small, eval_rows=0), recode.LOOPS)
     folder = recode.Path(small["out"])
     assert {p.name for p in folder.iterdir()} == {
         "config.json", "metrics.jsonl", "curves.png", "checkpoint", "checkpoint-0",
     }  # fmt: skip
     told = capsys.readouterr()
     assert "grading" not in told.err and "everything is in" in told.out and "|" not in told.out
-    recode.run(parse(["--resume", small["out"]]))
+    run.run(parse(["--resume", small["out"]]), recode.LOOPS)
     assert "is done, 2 steps" in capsys.readouterr().out
     assert report.results([folder]).splitlines()[2].startswith("| GRPO | 0 | - | - | - |")
 
@@ -115,13 +114,13 @@ def test_ctrl_c_while_grading_loses_nothing(small, tmp_path, monkeypatch, capsys
         return real(*args)
 
     monkeypatch.setattr(evaluate, "greedy", greedy)
-    assert recode.main(settings(small)) == 130
+    assert run.main(settings(small), recode.LOOPS) == 130
     assert f"--resume {small['out']}" in capsys.readouterr().err
-    assert recode.main(parse(["--resume", small["out"]])) == 0
+    assert run.main(parse(["--resume", small["out"]]), recode.LOOPS) == 0
     whole, stopped = (tmp_path / "whole", recode.Path(small["out"]))
     for name in ("before.jsonl", "after.jsonl", "samples.md"):
         assert (whole / name).read_text() == (stopped / name).read_text()
-    steps = [[(m["step"], m["loss"]) for m in report.history(f)] for f in (whole, stopped)]
+    steps = [[(m["step"], m["loss"]) for m in metrics.history(f)] for f in (whole, stopped)]
     assert steps[0] == steps[1] and len(made) == 2 * Config.updates  # of two steps, each once
 
 
@@ -147,9 +146,9 @@ def test_interrupted_run_is_saved_and_goes_on(small, monkeypatch):
 
     monkeypatch.setattr(recode, "train", stop_after_one)
     with pytest.raises(KeyboardInterrupt):
-        recode.run(settings(small))
+        run.run(settings(small), recode.LOOPS)
     monkeypatch.setattr(recode, "train", real)
-    recode.run(parse(["--resume", small["out"]]))
+    run.run(parse(["--resume", small["out"]]), recode.LOOPS)
     lines = (recode.Path(small["out"]) / "metrics.jsonl").read_text().splitlines()
     assert [json.loads(text).get("step") for text in lines] == [1, 2, None]
 
@@ -167,14 +166,14 @@ def test_loop_raises_the_reward(small, algo, monkeypatch):
     monkeypatch.setattr(recode, "judge", evenness)
     more = dict(algo=algo, steps=20, prompts=4, group_size=16, lr=0.03, warmup=0, max_new_tokens=4)
     config = settings(small, **more, **({"beta": 0.0} if algo == "grpo" else {}))
-    rewards = [m["reward"] for m in recode.train(config, *recode.start(config))]
+    rewards = [m["reward"] for m in recode.train(config, *run.start(config))]
     assert rewards[0] < 0.65 and sum(rewards[-3:]) / 3 > 0.85
 
 
 def test_finetuning_learns_the_answers(small):
     """Prevents: cross-entropy on the wrong positions. A model that may memorise must memorise."""
     config = settings(small, algo="sft", steps=30, lr=0.01)
-    losses = [m["loss"] for m in recode.finetune(config, *recode.start(config))]
+    losses = [m["loss"] for m in recode.finetune(config, *run.start(config))]
     assert losses[-1] < 0.6 * losses[0]
 
 
@@ -219,7 +218,7 @@ def test_filter_looks_at_what_the_config_says(small, live, kept, monkeypatch):
     monkeypatch.setattr(recode.rewards, "score", lambda *args: scores)
     rollout, _ = fake([[0.0, 0.0]] * 2)
     batch = Batch(config)
-    batch.add(rollout, recode.judge(dapo, [""] * 4, rollout, data.load()[:2], config))
+    batch.add(rollout, recode.score(dapo, [""] * 4, rollout, data.load()[:2], config))
     assert len(batch.close()[1]) == kept
 
 
@@ -234,11 +233,11 @@ def test_a_run_with_nothing_to_learn_stops_with_advice(small, algo, monkeypatch,
 
     monkeypatch.setattr(recode, "judge", judge)
     config = settings(small, algo=algo, steps=9, patience=3)
-    recode.run(config)
+    run.run(config, recode.LOOPS)
     lines = (recode.Path(config.out) / "metrics.jsonl").read_text().splitlines()
     assert [json.loads(text).get("step") for text in lines] == [1, 2, 3, None]
     assert "in 3 steps in a row every sample of a prompt scored the same" in capsys.readouterr().out
-    recode.run(parse(["--resume", config.out]))
+    run.run(parse(["--resume", config.out]), recode.LOOPS)
     assert "is done, 3 steps; give a larger --patience" in capsys.readouterr().out
     after = AutoModelForCausalLM.from_pretrained(recode.Path(config.out) / "checkpoint")
     before = AutoModelForCausalLM.from_pretrained(config.model)
@@ -249,7 +248,7 @@ def test_a_run_with_nothing_to_learn_stops_with_advice(small, algo, monkeypatch,
 
 def test_a_model_without_the_form_is_told_to_imitate_first(small, capsys):
     """Prevents: a random model scores -3 throughout, trains on nothing, and nobody is told why."""
-    recode.run(settings(small, patience=1))
+    run.run(settings(small, patience=1), recode.LOOPS)
     shown = capsys.readouterr().out
     assert "no sample has the form asked for: start with --algo sft" in shown
 
@@ -259,7 +258,7 @@ def test_a_lost_tensorboard_is_told_before_grading(small, monkeypatch):
     monkeypatch.setitem(sys.modules, "torch.utils.tensorboard", None)
     monkeypatch.setattr(recode, "graded_base", lambda *args: pytest.fail("it graded"))
     with pytest.raises(ValueError, match="pip install tensorboard"):
-        recode.run(settings(small, tensorboard=True))
+        run.run(settings(small, tensorboard=True), recode.LOOPS)
     assert not recode.Path(small["out"]).exists()
 
 
@@ -270,20 +269,20 @@ def test_a_lost_tensorboard_is_told_before_grading(small, monkeypatch):
 def test_a_step_that_is_not_finite_changes_nothing(small, fault):
     """Prevents: one NaN gradient makes NaN weights, and the run goes on to its end with them."""
     config = settings(small)
-    policy, state = recode.start(config)
+    policy, state = run.start(config)
     weights = [p.clone() for p in policy.model.parameters()]
     for p in policy.model.parameters():
         p.grad = torch.full_like(p, fault)
-    assert recode.update(policy, state, config, 0.0)[1] and state.skipped == 1
+    assert recode.step(policy, state, config, 0.0)[1] and state.skipped == 1
     for p in policy.model.parameters():
         p.grad = torch.ones_like(p)
-    assert recode.update(policy, state, config, fault)[1] and state.skipped == 2
+    assert recode.step(policy, state, config, fault)[1] and state.skipped == 2
     pairs = zip(weights, policy.model.parameters(), strict=True)
-    assert all(torch.equal(a, b) for a, b in pairs) and state.whole
+    assert all(torch.equal(a, b) for a, b in pairs) and state.complete
     for p in policy.model.parameters():
         p.grad = torch.ones_like(p)
-    assert recode.update(policy, state, config, 0.0) == (pytest.approx(norm_of_ones(policy)), False)
-    assert state.skipped == 0 and not state.whole
+    assert recode.step(policy, state, config, 0.0) == (pytest.approx(norm_of_ones(policy)), False)
+    assert state.skipped == 0 and not state.complete
 
 
 def norm_of_ones(policy):
@@ -299,17 +298,17 @@ def test_divergence_ends_the_run_and_keeps_the_last_good_checkpoint(small, monke
         return value * math.nan, info | {"kl": math.nan}
 
     monkeypatch.setattr(grpo, "loss", diverging)
-    assert recode.main(settings(small, steps=9)) == 2
+    assert run.main(settings(small, steps=9), recode.LOOPS) == 2
     assert "Lower --lr" in capsys.readouterr().err
     folder = recode.Path(small["out"])
-    assert [p.name for p in checkpoint.whole(folder)] == ["checkpoint"]
+    assert [p.name for p in checkpoint.complete(folder)] == ["checkpoint"]
     first, second = (json.loads(t) for t in (folder / "metrics.jsonl").read_text().splitlines())
     assert (first["loss"], first["kl"], first["skipped"], second["skipped"]) == (None, None, 2, 2)
 
 
 def test_weights_that_are_not_finite_are_never_saved(small):
     """Prevents: a checkpoint of NaN takes the place of a good one."""
-    policy, state = recode.start(settings(small))
+    policy, state = run.start(settings(small))
     folder = recode.Path(small["out"])
     checkpoint.save(folder, policy, state)
     next(policy.model.parameters()).data[0] = math.inf
@@ -324,16 +323,16 @@ def test_weights_that_are_not_finite_are_never_saved(small):
 def test_every_training_row_comes_once_an_epoch_and_resume_goes_on(small):
     """Prevents: a resumed run sees the first prompts twice."""
     config, rows = settings(small), data.load(small["data"])
-    stream = recode.endless(config, 0)
+    stream = data.endless(config.data, config.seed, 0)
     first = [next(stream).id for _ in rows]
     assert sorted(first) == sorted(e.id for e in rows) and first != [e.id for e in rows]
-    again = recode.endless(config, 3)
+    again = data.endless(config.data, config.seed, 3)
     assert [next(again).id for _ in range(5)][:3] == first[3:6]
 
 
 def test_a_step_that_is_cut_short_is_not_counted(small, monkeypatch):
     """Prevents: Ctrl-C while a step samples, after which --resume skips that step's prompts."""
-    real, calls = recode.draw, []
+    real, calls = recode.sample, []
 
     def once(*args):
         calls.append(1)
@@ -342,7 +341,7 @@ def test_a_step_that_is_cut_short_is_not_counted(small, monkeypatch):
         return real(*args)
 
     config = settings(small)
-    policy, state = recode.start(config)
+    policy, state = run.start(config)
     monkeypatch.setattr(recode, "draw", once)
     with pytest.raises(KeyboardInterrupt):
         list(recode.train(config, policy, state))
@@ -364,7 +363,7 @@ def test_graded_rows_are_not_those_of_a_seed(small):
 def test_updates_have_nearly_equal_shares(small, items, count):
     """Prevents: seven updates asked, six made, the last of them on one group."""
     config = settings(small, updates=count)
-    found = [groups for groups, _ in recode.shares(torch.ones(items, 2, 1), config)]
+    found = [groups for groups, _ in recode.portions(torch.ones(items, 2, 1), config)]
     assert sum(found, []) == list(range(items)) and len(found) == min(count, items)
     assert not found or max(map(len, found)) - min(map(len, found)) <= 1
 
@@ -377,10 +376,10 @@ def test_dead_groups_stay_out_of_the_model(small, monkeypatch):
     scores = {name: total for name in names}
     scores |= {"dead": grpo.dead(total), "keep": grpo.keep(total)}
     monkeypatch.setattr(recode, "judge", lambda *_: scores)
-    config = settings(small, beta=0.0, prompts=4, group_size=2, updates=1, steps=1, lr=0.1)
+    config = settings(small, beta=0.0, prompts=4, group_size=2, minibatches=1, steps=1, lr=0.1)
     found = []
     for moving in ([0, 3], [0, 1, 2, 3]):
-        policy, state = recode.start(config)
+        policy, state = run.start(config)
         state.optimizer = torch.optim.SGD(policy.model.parameters())  # AdamW would swell rounding
         seen, logp = [], policy.logp
         policy.logp = lambda *args, seen=seen, logp=logp: seen.extend(args[1]) or logp(*args)
@@ -393,9 +392,9 @@ def test_dead_groups_stay_out_of_the_model(small, monkeypatch):
     everyone = [([0, 1, 2, 3], [0, 1, 2, 3])]
     monkeypatch.undo()
     adv = grpo.advantage(total)[..., None]
-    assert recode.shares(adv, config) == [([0, 1, 2, 3], [0, 3])]
-    assert recode.shares(adv, settings(small, updates=1)) == everyone  # the KL pulls at all
-    assert recode.shares(0 * adv, config) == everyone  # zeros move AdamW, nothing does not
+    assert recode.portions(adv, config) == [([0, 1, 2, 3], [0, 3])]
+    assert recode.portions(adv, settings(small, minibatches=1)) == everyone  # the KL pulls at all
+    assert recode.portions(0 * adv, config) == everyone  # zeros move AdamW, nothing does not
 
 
 # ---------------------------------------------------------------- adapters and low precision
@@ -409,8 +408,8 @@ def test_adapters_train_alone_and_go_on(small, kind, dtype):
     more = dict(algo="sft", lr=0.01, dtype=dtype, merge=True, **{kind: 4})
     whole = recode.Path(small["out"] + "-whole")
     recode.run(settings(small, out=str(whole), steps=3, **more))
-    recode.run(settings(small, **more))
-    recode.run(parse(["--resume", small["out"], "--steps", "3"]))
+    run.run(settings(small, **more), recode.LOOPS)
+    run.run(parse(["--resume", small["out"], "--steps", "3"]), recode.LOOPS)
     folder = recode.Path(small["out"]) / "checkpoint"
     assert not (folder / "model.safetensors").exists()
     files = (f / "adapter_model.safetensors" for f in (folder, whole / "checkpoint"))
@@ -434,9 +433,9 @@ def test_adapters_train_alone_and_go_on(small, kind, dtype):
 
 def test_the_reference_of_adapters_is_the_model_without_them(small):
     """Prevents: a KL to the policy itself, 0 for ever; or a second copy of the weights."""
-    config = settings(small, lora=4)
-    policy, _ = recode.start(config)
-    assert recode.untrained(config, policy) is policy
+    config = settings(small, adapter="lora", rank=4)
+    policy, _ = run.start(config)
+    assert recode.untrained(policy, config.model) is policy
     rollout = policy.imitate(data.load(small["data"])[:2], max_new_tokens=40)
     before = policy.logp(rollout, [0, 1]).detach()
     assert torch.equal(before, policy.base_logp(rollout, [0, 1]))  # B is 0: nothing has changed
@@ -464,22 +463,22 @@ def test_the_reference_of_a_run_from_adapters_is_these_adapters(small, dora, mon
     """Prevents: a KL to the bare base, 6 nats a token at step 1, that undoes the cold start; a
     resumed run with another reference, or one whose bits rotted."""
     monkeypatch.setattr(recode, "judge", evenness)
-    more = dict(beta=0.1, updates=1, lr=0.01, model=adapters(small, dora=dora))
+    more = dict(beta=0.1, minibatches=1, lr=0.01, model=adapters(small, dora=dora))
     folder = recode.Path(small["out"])
-    recode.run(settings(small, steps=3, save_every=1, **more))
-    whole = [row["kl"] for row in report.rows(folder) if "kl" in row]
+    run.run(settings(small, steps=3, save_every=1, **more), recode.LOOPS)
+    whole = [row["kl"] for row in metrics.rows(folder) if "kl" in row]
     assert whole[0] == pytest.approx(0, abs=1e-6) and whole[1] > 1e-5
     began = load_file(folder / "checkpoint" / "reference.safetensors")
     given = load_file(recode.Path(more["model"]) / "adapter_model.safetensors")
     assert began.keys() == given.keys()
     assert all(torch.equal(tensor, began[key]) for key, tensor in given.items())
     shutil.rmtree(folder / "checkpoint")
-    recode.run(parse(["--resume", small["out"]]))  # from step 2
-    assert [row["kl"] for row in report.rows(folder) if "kl" in row] == whole
+    run.run(parse(["--resume", small["out"]]), recode.LOOPS)  # from step 2
+    assert [row["kl"] for row in metrics.rows(folder) if "kl" in row] == whole
     file = folder / "checkpoint" / "reference.safetensors"
     file.write_bytes(file.read_bytes()[:-1] + b"x")
     with pytest.raises(ValueError, match="reference.safetensors is damaged"):
-        recode.start(parse(["--resume", small["out"]]))
+        run.start(parse(["--resume", small["out"]]))
 
 
 def test_a_run_without_a_kl_keeps_no_reference(small):
@@ -503,7 +502,7 @@ def test_other_adapters_than_those_of_the_model_are_refused(small, other):
     more = dict(model=adapters(small))
     policy = load(more["model"], "cpu")
     with pytest.raises(ValueError, match="-adapters has .*adapters.*: leave --"):
-        recode.adapt(settings(small, **more, **other), policy, torch.Generator())
+        run.adapt(settings(small, **more, **other), policy, torch.Generator())
 
 
 @pytest.mark.parametrize("given", [{}, {"lora": 4}])
@@ -511,7 +510,7 @@ def test_ready_adapters_go_on_with_their_own_settings_or_none(small, given):
     """Prevents: fresh adapters over ready ones, or a refusal of the settings that they have."""
     more = dict(model=adapters(small))
     policy, before = load(more["model"], "cpu"), lora.frozen(load(more["model"], "cpu").model)
-    recode.adapt(settings(small, **more, **given), policy, torch.Generator())
+    run.adapt(settings(small, **more, **given), policy, torch.Generator())
     after = lora.frozen(policy.model)
     assert all(torch.equal(after[key], tensor) for key, tensor in before.items())
 
@@ -519,9 +518,9 @@ def test_ready_adapters_go_on_with_their_own_settings_or_none(small, given):
 @pytest.mark.parametrize("more", [{}, {"lora": 4}])
 def test_in_bf16_the_first_ratio_is_one(small, more):
     """Prevents: other batch shapes in sampling and training, which bf16 takes for a new policy."""
-    config = settings(small, dtype="bfloat16", prompts=4, updates=2, pack_tokens=100, **more)
-    policy, state = recode.start(config)
-    rollout = recode.draw(policy, data.load(small["data"])[:4], config, state)
+    config = settings(small, dtype="bfloat16", prompts=4, minibatches=2, pack_tokens=100, **more)
+    policy, state = run.start(config)
+    rollout = recode.sample(policy, data.load(small["data"])[:4], config, state)
     adv = torch.ones(*rollout.length.shape, 1)
     anew = recode.behaviour(policy, rollout, adv, config)
     for pack in packs(rollout, 100, [2, 3]):  # the second step's; the first takes its own
@@ -529,8 +528,8 @@ def test_in_bf16_the_first_ratio_is_one(small, more):
         assert torch.equal(logp, anew.logp[pack])
     assert (anew.logp - rollout.logp)[2:].abs().max() < 0.5  # and it is no other policy
     plain = settings(small)
-    policy, state = recode.start(plain)
-    rollout = recode.draw(policy, data.load(small["data"])[:2], plain, state)
+    policy, state = run.start(plain)
+    rollout = recode.sample(policy, data.load(small["data"])[:2], plain, state)
     assert recode.behaviour(policy, rollout, adv[:2], plain) is rollout
 
 
@@ -542,9 +541,9 @@ def test_checkpointing_changes_no_gradient(small, dropout):
         small["model"] = adapters(small, dropout=dropout)
     gradients = []
     for checkpointing in (False, True):
-        config = settings(small, checkpointing=checkpointing)
-        policy, state = recode.start(config)
-        rollout = recode.draw(policy, data.load(small["data"])[:2], config, state)
+        config = settings(small, recompute=checkpointing)
+        policy, state = run.start(config)
+        rollout = recode.sample(policy, data.load(small["data"])[:2], config, state)
         logp = policy.logp(rollout, [0, 1])
         torch.testing.assert_close(logp.detach(), rollout.logp, atol=1e-4, rtol=0)
         logp.sum().backward()
@@ -557,7 +556,7 @@ def test_checkpointing_forgets_activations(small):
     """Prevents: a flag that does nothing, since transformers heeds its own in train() alone."""
     kept = {}
     for checkpointing in (False, True):
-        policy, _ = recode.start(settings(small, checkpointing=checkpointing))
+        policy, _ = run.start(settings(small, recompute=checkpointing))
         # answers of two tokens: the head keeps much of each that is scored
         rollout, sizes = policy.imitate(data.load(small["data"])[:2], max_new_tokens=2), []
         weights = {p.data_ptr() for p in policy.model.parameters()}
@@ -578,8 +577,8 @@ def test_the_head_of_an_untied_model_can_have_adapters(small, tmp_path):
     config = AutoConfig.from_pretrained(small["model"], tie_word_embeddings=False)
     Qwen2ForCausalLM(config).save_pretrained(tmp_path / "untied")
     AutoTokenizer.from_pretrained(small["model"]).save_pretrained(tmp_path / "untied")
-    more = dict(model=str(tmp_path / "untied"), lora=4, targets="q_proj,lm_head")
-    recode.run(settings(small, **more))
+    more = dict(model=str(tmp_path / "untied"), adapter="lora", rank=4, targets="q_proj,lm_head")
+    run.run(settings(small, **more), recode.LOOPS)
     tensors = load_file(recode.Path(small["out"]) / "checkpoint" / "adapter_model.safetensors")
     assert {key.split(".lora_")[0].rpartition(".")[2] for key in tensors} == {"q_proj", "lm_head"}
 
@@ -605,7 +604,7 @@ def test_rows_that_no_answer_can_get_right_are_named(small, change, sentence):
     file.write_text("\n".join(lines) + "\n")
     config = settings(small)
     with pytest.raises(ValueError, match=f"rows.jsonl, line 3: .*{sentence}"):
-        recode.run(config)
+        run.run(config, recode.LOOPS)
     assert not recode.Path(small["out"]).exists()  # so that the same command can be given again
 
 

@@ -26,6 +26,9 @@ from torch.distributed.device_mesh import init_device_mesh
 from torch.distributed.fsdp import FSDPModule, fully_shard, register_fsdp_forward_method
 from torch.distributed.tensor import DTensor, distribute_tensor
 
+from policy import Policy
+from rollout import Rollout, join, numbers, packs
+
 
 def begin(device: str) -> str:
     """Meet the other ranks, if torchrun started some; -> the device of this one."""
@@ -70,6 +73,37 @@ def gather(mine: list) -> list:
     dist.all_gather_object(shares, mine)
     longest = max(map(len, shares))
     return [part[i] for i in range(longest) for part in shares if i < len(part)]
+
+
+def sample(policy: Policy, prompts: list[list[int]], *, generator, **how) -> Rollout:
+    """Policy.sample, each rank its share of the prompts with the numbers that they have among all.
+
+    A rank without a share samples the first prompt along with the others, and gives nothing.
+    """
+    if world() == 1:
+        return policy.sample(prompts, generator=generator, **how)
+    uniform = numbers(how["max_new_tokens"], len(prompts), how["group_size"], generator)
+    mine = share(range(len(prompts)))
+    chosen = mine or [0]
+    with gathered(policy.model):
+        some = [prompts[b] for b in chosen]
+        rollout = policy.sample(some, uniform=uniform[:, chosen], **how)
+    return join(gather(rollout.groups()[: len(mine)]))
+
+
+def passes(
+    model: nn.Module, rollout: Rollout, weight: Tensor, groups: list[int], budget: int
+) -> list[tuple[list[int], Tensor]]:
+    """This rank's packs of these groups, each with the weight of its tokens [b, G, T].
+
+    Ranks that share the weights make each pass together: one with fewer packs goes along with a
+    group of weight 0.
+    """
+    mine = packs(rollout, budget, share(groups))
+    shared = any(isinstance(m, FSDPModule) for m in model.modules())
+    idle = max(gather([len(mine)])) - len(mine) if shared else 0
+    along = [(groups[:1], torch.zeros_like(weight[groups[:1]]))] * idle
+    return [(pack, weight[pack]) for pack in mine] + along
 
 
 def add(numbers: dict[str, float]) -> Counter:
@@ -122,7 +156,7 @@ def shard(model: nn.Module, score: Callable) -> Callable:
         # Left to itself, backward fetches in the order of all forwards since the last one, those of
         # sampling included; they differ from rank to rank, and what one fetches all must send.
         module.set_modules_to_backward_prefetch([before])
-    with torch.no_grad(), whole(model):  # what runs first has to be the model, not a layer of it
+    with torch.no_grad(), gathered(model):  # what runs first has to be the model, not a layer of it
         model(input_ids=torch.zeros(1, 1, dtype=torch.long, device=model.device))
     model.score = score  # it enters the model by its parts, unseen but for this
     register_fsdp_forward_method(model, "score")
@@ -130,7 +164,7 @@ def shard(model: nn.Module, score: Callable) -> Callable:
 
 
 @contextmanager
-def whole(model: nn.Module) -> Iterator[None]:
+def gathered(model: nn.Module) -> Iterator[None]:
     """Inside, all weights are here, and a forward waits for nobody; there is no backward."""
     parts = [m for m in model.modules() if isinstance(m, FSDPModule)]
     for part in parts:

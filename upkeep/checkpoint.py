@@ -28,13 +28,15 @@ from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
-import ranks
 from policy import Policy, files
+from upkeep import ranks
 
+KEPT = 2  # newest checkpoints, the last one included
+SKIPS = 4  # optimizer steps in a row that may be skipped
 LAST, FRESH = "checkpoint", "checkpoint.new"
 REFERENCE = "reference.safetensors"
 MOMENTS = ("step", "exp_avg", "exp_avg_sq")  # what AdamW keeps of each parameter
-COUNTS = ("step", "drawn", "live", "idle", "skipped", "seconds", "data", "model")  # of a State
+COUNTS = ("step", "drawn", "teaching", "idle", "skipped", "seconds", "data", "model")  # of a State
 
 
 @dataclass
@@ -45,24 +47,29 @@ class State:
     generator: torch.Generator  # draws the samples; on the CPU
     step: int = 0
     drawn: int = 0  # examples taken from the endless, shuffled training data
-    live: int = 0  # groups that the last step was trained on
+    teaching: int = 0  # groups that the last step was trained on
     idle: int = 0  # steps in a row without one
     skipped: int = 0  # optimizer steps in a row whose loss or gradient was not finite
     seconds: float = 0.0  # of the sessions before this one, which began at `begin`
     begin: float = field(default_factory=time.time)
     data: str = ""  # fingerprint of the rows
     model: str = ""  # and of the model that the run began with
-    whole: bool = True  # the weights are those after `step` whole steps
+    complete: bool = True  # the weights are those after `step` whole steps
     random: dict[str, Tensor] = field(default_factory=dict)  # generators, as they were then
 
     def __post_init__(self):
         self.random = self.random or self.generators()
 
-    def count(self, drawn: int, live: int) -> None:
+    @property
+    def diverged(self) -> bool:
+        """Whether so many steps were skipped that nothing is to be saved."""
+        return self.skipped >= SKIPS
+
+    def count(self, drawn: int, teaching: int) -> None:
         """A step is done. One that is cut short is not counted, and its prompts come again."""
-        self.step, self.drawn, self.live = self.step + 1, self.drawn + drawn, live
-        self.idle = 0 if live else self.idle + 1
-        self.whole, self.random = True, self.generators()
+        self.step, self.drawn, self.teaching = self.step + 1, self.drawn + drawn, teaching
+        self.idle = 0 if teaching else self.idle + 1
+        self.complete, self.random = True, self.generators()
 
     def elapsed(self) -> float:
         """Seconds of all sessions."""
@@ -117,7 +124,7 @@ def is_empty(folder: Path) -> bool:
 # ------------------------------------------------------------------------------------------------
 
 
-def save(folder: Path, policy: Policy, state: State, keep: int = 2) -> None:
+def save(folder: Path, policy: Policy, state: State, keep: int = KEPT) -> None:
     """Write folder/checkpoint; keep the newest `keep`, this one included.
 
     Rank 0 writes, the others give it their shards. ValueError, and what was there stays, if weights
@@ -140,14 +147,28 @@ def save(folder: Path, policy: Policy, state: State, keep: int = 2) -> None:
             f"on with --resume {folder}"
         ) from None
     promote(folder)
-    for old in sorted(whole(folder), key=step_of)[:-keep]:
+    for old in sorted(complete(folder), key=step_of)[:-keep]:
         shutil.rmtree(old)
+
+
+@contextlib.contextmanager
+def saved(folder: Path, policy: Policy, state: State, config) -> Iterator[list]:
+    """Inside steps are made; afterwards the last whole one is saved, whatever ended them.
+
+    A save of weights that ranks share needs all ranks: they append to the list when they agree.
+    """
+    agreed = [] if config.shard else [True]
+    try:
+        yield agreed
+    finally:
+        if agreed and state.complete and not state.diverged:
+            save(folder, policy, state)
 
 
 def promote(folder: Path) -> None:
     """Make the fresh checkpoint the last one. A kill at any point leaves what it needs to go on."""
     fresh, last = folder / FRESH, folder / LAST
-    if last in whole(folder) and read_state(last)["step"] != read_state(fresh)["step"]:
+    if last in complete(folder) and read_state(last)["step"] != read_state(fresh)["step"]:
         older = folder / f"{LAST}-{read_state(last)['step']}"
         shutil.rmtree(older, ignore_errors=True)
         last.rename(older)
@@ -199,7 +220,7 @@ def checksum(path: Path) -> str:
     return digest.hexdigest()
 
 
-def check_room(folder: Path, policy: Policy, keep: int) -> None:
+def check_room(folder: Path, policy: Policy, keep: int = KEPT) -> None:
     """ValueError if the disk has no room for the checkpoints to come.
 
     Each is as large as the first one and AdamW's two moments, which that does not have yet; and
@@ -212,7 +233,7 @@ def check_room(folder: Path, policy: Policy, keep: int) -> None:
     if free + first < (keep + 1) * size:
         raise ValueError(
             f"{folder}: {keep + 1} checkpoints of {size / 1e6:.0f} MB do not fit in the "
-            f"{free / 1e6:.0f} MB that are free: make room, or lower --keep"
+            f"{free / 1e6:.0f} MB that are free: make room"
         )
 
 
@@ -221,7 +242,7 @@ def check_room(folder: Path, policy: Policy, keep: int) -> None:
 # ------------------------------------------------------------------------------------------------
 
 
-def whole(folder: Path) -> list[Path]:
+def complete(folder: Path) -> list[Path]:
     """The checkpoints here, also those that a kill left under another name."""
     return [path.parent for path in folder.glob(f"{LAST}*/state.json")]
 
@@ -238,9 +259,9 @@ def newest(folder: Path) -> Path | None:
     """
     if (folder / FRESH / "state.json").is_file():  # a kill came before it got its place
         promote(folder)
-    if not whole(folder):
+    if not complete(folder):
         return None
-    last = max(whole(folder), key=step_of)
+    last = max(complete(folder), key=step_of)
     for name, saved in read_state(last)["sha256"].items():
         if not (last / name).is_file() or checksum(last / name) != saved:
             raise damaged(last / name)
@@ -268,7 +289,7 @@ def damaged(file: Path) -> ValueError:
 
 def restore(checkpoint: Path, policy: Policy, state: State) -> None:
     """Put what `save` wrote into a fresh state; the policy is already that of the checkpoint."""
-    counts = {"model": state.model} | read_state(checkpoint)  # an older version kept none
+    counts = {"model": state.model, "teaching": 0} | read_state(checkpoint)  # older ones lack them
     for name, what in (("data", "the rows of --data are"), ("model", "the files of --model are")):
         if counts[name] != getattr(state, name):
             raise ValueError(

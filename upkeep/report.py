@@ -1,6 +1,6 @@
-"""What a run shows: tables, sample pages, curves, and the file of its metrics.
+"""What a run shows: tables, sample pages and curves.
 
-    python report.py [RUN ...]     the table of results, of these run folders or of data/results
+    python -m upkeep.report [RUN ...]     the table of these run folders, or of data/results
 
 All of it are views of two things: the graded answers before and after training (`evaluate.Report`,
 a list of `Graded` for each split), and the rows of `metrics.jsonl`, one dictionary a step.
@@ -10,22 +10,18 @@ import difflib
 import itertools
 import json
 import math
-import os
 import statistics
 import sys
-import time
-from collections import Counter
 from pathlib import Path
 
-import torch
 from torch import Tensor
 from tqdm import tqdm
 
 import data
-import ranks
 import reward
 from evaluate import Graded, Report, copied, means
-from rollout import Rollout
+from upkeep.metrics import rows
+from upkeep.terminal import coloured
 
 LABELS = {
     "train": "training split",
@@ -104,71 +100,6 @@ def fence(text: str) -> str:
     return f"~~~~\n{text.strip(chr(10))}\n~~~~"
 
 
-# ------------------------------------------------------------------------------------------------
-# While it runs
-# ------------------------------------------------------------------------------------------------
-
-
-class Log:
-    """The numbers of one step: sums over micro-batches, means over optimizer steps."""
-
-    def __init__(self):
-        self.begin, self.sums, self.updates, self.skipped = time.time(), Counter(), 0, 0
-        self.scores: list[dict[str, Tensor]] = []
-
-    def sampled(self, rollout: Rollout, scores: dict[str, Tensor]) -> None:
-        """Every sampled group counts, kept or not: the kept ones alone would flatter."""
-        told = {"length": rollout.length, "truncated": rollout.truncated}
-        self.scores.append({**scores, **told, "surprise": -rollout.logp})
-
-    def updated(self, sums: Counter, grad_norm: float, skipped: bool) -> None:
-        """An optimizer step is done, or was skipped; `sums` are the loss and what it reports."""
-        self.sums.update(sums)
-        self.sums["grad_norm"] += grad_norm
-        self.updates, self.skipped = self.updates + 1, self.skipped + skipped
-
-    def close(self) -> dict[str, float]:
-        """Reward first, loss last: on its own the loss says little (see grpo.loss)."""
-        seconds, metrics = time.time() - self.begin, {}
-        if self.scores:
-            known = self.scores[0]
-            metrics = {name: self.mean(key) for name, key in SAMPLED.items() if key in known}
-            tokens = sum(int(scores["length"].sum()) for scores in self.scores)
-            metrics["entropy"] = sum(float(s["surprise"].sum()) for s in self.scores) / tokens
-            metrics["tokens_per_s"] = tokens / seconds
-        means = {name: number / max(self.updates, 1) for name, number in self.sums.items()}
-        loss = means.pop("loss", 0.0)
-        return {**metrics, **means, "skipped": self.skipped, "seconds": seconds, "loss": loss}
-
-    def mean(self, key: str) -> float:
-        return torch.cat([scores[key].float().flatten() for scores in self.scores]).mean().item()
-
-
-# Each metric of the samples, and where it comes from.
-SAMPLED = {
-    "reward": "total", "exact": "exact", "copied": "copied", "format": "format",
-    "dead": "dead", "truncated": "truncated", "length": "length",
-}  # fmt: skip
-
-
-def progress(title: str, steps: int, done: int) -> tqdm:
-    """A bar that says the numbers first: on a narrow terminal the bar is what gives way."""
-    form = "{desc} {n_fmt}/{total_fmt}{postfix} [{elapsed}<{remaining}] {bar}"
-    how = {"bar_format": form, "dynamic_ncols": True, "disable": ranks.rank() > 0}
-    return tqdm(total=steps, initial=done, desc=title, **how)
-
-
-def line(metrics: dict) -> str:
-    """What the progress bar shows of a step, reward first."""
-    forms = {
-        "reward": "reward {:+.2f}", "exact": "exact {:.0%}", "dead": "dead {:.0%}",
-        "length": "length {:.0f}", "grad_norm": "grad {:.2f}", "loss": "loss {:+.3f}",
-    }  # fmt: skip
-    if "reward" in metrics:
-        del forms["loss"]  # it says little beside the reward
-    return ", ".join(form.format(metrics[n]) for n, form in forms.items() if n in metrics)
-
-
 def show(example: data.Example, text: str, scores: dict[str, Tensor]) -> None:
     """Print the first sample of a step: its note, its thought, its code as a diff, its reward."""
     names = ("format", "correctness", "total")
@@ -184,84 +115,6 @@ def difference(target: str, code: str | None) -> str:
         return "(no code block)"
     lines = difflib.unified_diff(target.split("\n"), code.split("\n"), lineterm="", n=1)
     return "\n".join(map(coloured, list(lines)[2:])) or "(the code of the target)"
-
-
-def coloured(text: str) -> str:
-    """A line of a diff, green or red on a terminal, plain elsewhere and where NO_COLOR is set."""
-    colour = {"+": "\x1b[32m", "-": "\x1b[31m"}.get(text[:1])
-    plain = colour is None or os.environ.get("NO_COLOR") or not sys.stdout.isatty()
-    return text if plain else f"{colour}{text}\x1b[0m"
-
-
-# ------------------------------------------------------------------------------------------------
-# metrics.jsonl: a line a step, the last line the grades
-# ------------------------------------------------------------------------------------------------
-
-
-class Metrics:
-    """The file, and the event files of TensorBoard if they are asked for."""
-
-    def __init__(self, folder: Path, tensorboard: bool = False, step: int = 0):
-        self.file, self.board = folder / "metrics.jsonl", None
-        if tensorboard and not ranks.rank():
-            try:
-                from torch.utils.tensorboard import SummaryWriter
-            except ImportError:
-                raise ValueError("--tensorboard: run `pip install tensorboard` first") from None
-            self.board = SummaryWriter(folder / "events", purge_step=step + 1)
-
-    def append(self, row: dict) -> None:
-        """One line; what is not finite is null, for JSON has no NaN."""
-        if ranks.rank():
-            return
-        with open(self.file, "a", encoding="utf-8") as file:
-            file.write(json.dumps({k: finite(v) for k, v in row.items()}) + "\n")
-        if self.board:
-            for name in (name for name in row if name != "step"):
-                self.board.add_scalar(name, row[name], row["step"])
-            self.board.flush()
-
-
-def finite(value):
-    return None if isinstance(value, float) and not math.isfinite(value) else value
-
-
-def rows(folder: Path) -> list[dict]:
-    """Every whole line; ValueError names one that is damaged. A last one half written is none."""
-    file, parsed = folder / "metrics.jsonl", []
-    try:
-        for where, row in data.json_lines(file, partial=True) if file.exists() else ():
-            if type(row.get("step", 0)) is not int:
-                raise ValueError(f"{where}: its step is no whole number")
-            parsed.append(row)
-    except ValueError as error:
-        raise ValueError(f"{error}: delete that line to go on") from None
-    return parsed
-
-
-def history(folder: Path) -> list[dict]:
-    """The steps of a run, without its grades."""
-    return [row for row in rows(folder) if "step" in row]
-
-
-def is_graded(folder: Path) -> bool:
-    """Whether a run came to its end: the grades are the last line that it writes."""
-    return any("grade" in row for row in rows(folder)[-1:])
-
-
-def rewind(folder: Path, step: int) -> None:
-    """Drop the metrics of steps after the checkpoint, and a line half written: made again."""
-    kept = [row for row in rows(folder) if row.get("step", 0) <= step]
-    write(folder / "metrics.jsonl", "".join(json.dumps(row) + "\n" for row in kept))
-
-
-def write(path: Path, text: str) -> None:
-    """Replace a file at one stroke: whatever happens, it is the old one or the new one."""
-    if ranks.rank():
-        return
-    draft = path.with_name(path.name + ".draft")
-    draft.write_text(text, encoding="utf-8")
-    draft.replace(path)
 
 
 PANELS = {
@@ -315,7 +168,7 @@ def outcome(folder: Path) -> dict:
     last = rows(folder)[-1]
     name = config["algo"].upper()
     if name == "DAPO":
-        name += f", {config['live']} filter"
+        name += f", {config.get('filter') or config['live']} filter"
     if name != "SFT" and config["correctness"] != "em_star":
         name += f", {config['correctness']}"
     return {"name": name, "seed": config["seed"], **last}

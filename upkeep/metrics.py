@@ -1,0 +1,125 @@
+"""A run's numbers: what a step adds up, and `metrics.jsonl`, a line a step, last the grades."""
+
+import json
+import math
+import time
+from collections import Counter
+from pathlib import Path
+
+import torch
+from torch import Tensor
+
+import data
+from rollout import Rollout
+from upkeep import ranks
+from upkeep.files import write
+
+
+class Log:
+    """The numbers of one turn of the loop: sums over parts, means over optimizer steps."""
+
+    def __init__(self):
+        self.begin, self.steps, self.skipped = time.time(), 0, 0
+        self.sums = Counter()  # of the steps that are done
+        self.running = Counter()  # of the parts of the step at work, of this rank
+        self.scores: list[dict[str, Tensor]] = []
+
+    def sampled(self, rollout: Rollout, scores: dict[str, Tensor]) -> None:
+        """Every sampled group counts, kept or not: the kept ones alone would flatter."""
+        told = {"length": rollout.length, "truncated": rollout.truncated}
+        self.scores.append({**scores, **told, "surprise": -rollout.logp})
+
+    def add(self, **numbers: float) -> None:
+        """What one part adds to its step: the loss, and what the algorithm reports."""
+        self.running.update(numbers)
+
+    def loss(self) -> float:
+        """The loss of the step at work, of all parts on all ranks."""
+        self.running = ranks.add(self.running)
+        return self.running["loss"]
+
+    def step(self, grad_norm: float, skipped: bool) -> None:
+        """An optimizer step is done, or was skipped."""
+        self.sums.update(self.running)
+        self.sums["grad_norm"] += grad_norm
+        self.steps, self.skipped, self.running = self.steps + 1, self.skipped + skipped, Counter()
+
+    def close(self) -> dict[str, float]:
+        """Reward first, loss last: on its own the loss says little (see grpo.loss)."""
+        seconds, metrics = time.time() - self.begin, {}
+        if self.scores:
+            known = self.scores[0]
+            metrics = {name: self.mean(key) for name, key in SAMPLED.items() if key in known}
+            tokens = sum(int(scores["length"].sum()) for scores in self.scores)
+            metrics["entropy"] = sum(float(s["surprise"].sum()) for s in self.scores) / tokens
+            metrics["tokens_per_s"] = tokens / seconds
+        means = {name: number / max(self.steps, 1) for name, number in self.sums.items()}
+        loss = means.pop("loss", 0.0)
+        return {**metrics, **means, "skipped": self.skipped, "seconds": seconds, "loss": loss}
+
+    def mean(self, key: str) -> float:
+        return torch.cat([scores[key].float().flatten() for scores in self.scores]).mean().item()
+
+
+# Each metric of the samples, and where it comes from.
+SAMPLED = {
+    "reward": "total", "exact": "exact", "copied": "copied", "format": "format",
+    "dead": "dead", "truncated": "truncated", "length": "length",
+}  # fmt: skip
+
+
+class Metrics:
+    """The file, and the event files of TensorBoard if they are asked for."""
+
+    def __init__(self, folder: Path, tensorboard: bool = False, step: int = 0):
+        self.file, self.board = folder / "metrics.jsonl", None
+        if tensorboard and not ranks.rank():
+            try:
+                from torch.utils.tensorboard import SummaryWriter
+            except ImportError:
+                raise ValueError("--tensorboard: run `pip install tensorboard` first") from None
+            self.board = SummaryWriter(folder / "events", purge_step=step + 1)
+
+    def append(self, row: dict) -> None:
+        """One line; what is not finite is null, for JSON has no NaN."""
+        if ranks.rank():
+            return
+        with open(self.file, "a", encoding="utf-8") as file:
+            file.write(json.dumps({k: finite(v) for k, v in row.items()}) + "\n")
+        if self.board:
+            for name in (name for name in row if name != "step"):
+                self.board.add_scalar(name, row[name], row["step"])
+            self.board.flush()
+
+
+def finite(value):
+    return None if isinstance(value, float) and not math.isfinite(value) else value
+
+
+def rows(folder: Path) -> list[dict]:
+    """Every whole line; ValueError names one that is damaged. A last one half written is none."""
+    file, parsed = folder / "metrics.jsonl", []
+    try:
+        for where, row in data.json_lines(file, partial=True) if file.exists() else ():
+            if type(row.get("step", 0)) is not int:
+                raise ValueError(f"{where}: its step is no whole number")
+            parsed.append(row)
+    except ValueError as error:
+        raise ValueError(f"{error}: delete that line to go on") from None
+    return parsed
+
+
+def history(folder: Path) -> list[dict]:
+    """The steps of a run, without its grades."""
+    return [row for row in rows(folder) if "step" in row]
+
+
+def is_graded(folder: Path) -> bool:
+    """Whether a run came to its end: the grades are the last line that it writes."""
+    return any("grade" in row for row in rows(folder)[-1:])
+
+
+def rewind(folder: Path, step: int) -> None:
+    """Drop the metrics of steps after the checkpoint, and a line half written: made again."""
+    kept = [row for row in rows(folder) if row.get("step", 0) <= step]
+    write(folder / "metrics.jsonl", "".join(json.dumps(row) + "\n" for row in kept))
