@@ -119,7 +119,7 @@ class Config:
 # What numbers must satisfy (nan satisfies nothing), and the same in words.
 LIMITS = [
     (
-        "steps prompts max_new_tokens minibatches pack_tokens rank patience save_every",
+        "steps prompts max_new_tokens minibatches pack_tokens patience save_every",
         lambda x: 1 <= x < 2**31,
         "1 or more",
     ),
@@ -130,6 +130,7 @@ LIMITS = [
     ),
     ("lr", lambda x: 0 <= x <= 1e6, "0 or more, and at most 1e6"),
     ("threads", lambda x: 0 <= x <= 1024, "0 or more, and at most 1024"),
+    ("rank", lambda x: 1 <= x <= 1024, "1 or more, and at most 1024"),
     ("clip_high max_grad_norm alpha", lambda x: 0 < x < math.inf, "more than 0"),
     ("lr_floor", lambda x: 0 <= x <= 1, "0 or more, and at most 1"),
     ("clip clip_low", lambda x: 0 < x < 1, "more than 0 and less than 1"),

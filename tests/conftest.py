@@ -149,7 +149,7 @@ def small(tiny, tmp_path):
 
 
 OWN = {"grpo": {"group_size": 2}, "sft": {}}
-OWN["dapo"] = {"group_size": 2, "max_refills": 1, "live": "reward"}
+OWN["dapo"] = {"group_size": 2, "max_refills": 1, "filter": "reward"}
 
 
 def settings(small: dict, **more) -> Config:

@@ -43,7 +43,7 @@ def test_everything_comes_back(small):
     shutil.copy(small["data"], folder / "rows.jsonl")
     (folder / "config.json").write_text(json.dumps(settings(small).record()))
     again, restored = run.start(parse(["--resume", str(folder)]))
-    for name in ("step", "drawn", "live", "idle", "skipped"):
+    for name in ("step", "drawn", "teaching", "idle", "skipped"):
         assert getattr(restored, name) == getattr(state, name)
     restored.set_generators()
     assert torch.equal(restored.generator.get_state(), state.generator.get_state())
@@ -93,8 +93,8 @@ def test_a_disk_without_room_is_told_before_training(small, monkeypatch):
     """Prevents: a training of hours that cannot be saved at its end."""
     usage = shutil.disk_usage("/")._replace(free=10_000)
     monkeypatch.setattr(checkpoint.shutil, "disk_usage", lambda path: usage)
-    monkeypatch.setattr(recode, "loop", lambda *args: pytest.fail("it trained"))
-    with pytest.raises(ValueError, match="do not fit .* make room, or lower --keep"):
+    monkeypatch.setattr(run, "follow", lambda *args: pytest.fail("it trained"))
+    with pytest.raises(ValueError, match="do not fit .* make room"):
         run.run(settings(small), recode.LOOPS)
 
 
@@ -239,18 +239,18 @@ def test_a_kill_while_the_last_one_is_deleted_is_mended(small, half):
 
 def test_a_kill_before_the_configuration_is_written_leaves_a_folder_to_start_in(small, monkeypatch):
     """Prevents: a folder that a new run calls "not empty" and --resume "no run to go on with"."""
-    real, done = recode.report.write, []
+    real, done = run.write, []
 
     def killed(path, text):
         done.append(path.name)
         path.with_name(path.name + ".draft").write_text(text[:9])
         raise KeyboardInterrupt
 
-    monkeypatch.setattr(recode.report, "write", killed)
+    monkeypatch.setattr(run, "write", killed)
     with pytest.raises(KeyboardInterrupt):
         run.run(settings(small), recode.LOOPS)
     assert done == ["config.json"]
-    monkeypatch.setattr(recode.report, "write", real)
+    monkeypatch.setattr(run, "write", real)
     run.run(settings(small), recode.LOOPS)
 
 
@@ -266,12 +266,12 @@ def test_a_folder_belongs_to_one_run(small):
                 run.run(settings(small), recode.LOOPS)
     run.run(settings(small), recode.LOOPS)
     with checkpoint.claimed(folder), pytest.raises(ValueError, match="in use"):
-        recode.run(parse(["--resume", str(folder), "--steps", "3"]))
+        run.run(parse(["--resume", str(folder), "--steps", "3"]), recode.LOOPS)
 
 
 def test_a_claim_ends_with_its_process(small):
     """Prevents: a lock file of a killed run that has to be deleted by hand."""
-    code = "import checkpoint, pathlib, sys, time\n"
+    code = "import pathlib, sys, time\nfrom upkeep import checkpoint\n"
     code += "with checkpoint.claimed(pathlib.Path(sys.argv[1])): print('held', flush=True); "
     code += "time.sleep(60)"
     holder = subprocess.Popen(
@@ -314,22 +314,22 @@ def terminal():
 @pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM, signal.SIGHUP])
 def test_a_signal_waits_for_the_end_of_the_step(small, monkeypatch, number, terminal):
     """Prevents: half a step in the checkpoint, which no resumed run can make whole."""
-    real, calls = recode.update, []
+    real, calls = recode.step, []
 
-    def interrupted(*args):
+    def interrupted(*args, **how):
         calls.append(1)
-        if len(calls) == 1:  # before the first of the step's two updates
+        if len(calls) == 1:  # before the first of the step's two minibatches
             os.kill(os.getpid(), number)
-        return real(*args)
+        return real(*args, **how)
 
     whole = Path(small["out"] + "-whole")
-    recode.run(settings(small, out=str(whole)))
-    monkeypatch.setattr(recode, "update", interrupted)
+    run.run(settings(small, out=str(whole)), recode.LOOPS)
+    monkeypatch.setattr(recode, "step", interrupted)
     handler = signal.getsignal(number)
     with pytest.raises(KeyboardInterrupt):
         run.run(settings(small), recode.LOOPS)
     assert signal.getsignal(number) is handler
-    monkeypatch.setattr(recode, "update", real)
+    monkeypatch.setattr(recode, "step", real)
     assert checkpoint.read_state(Path(small["out"], "checkpoint"))["step"] == 1
     run.run(parse(["--resume", small["out"]]), recode.LOOPS)
     assert outcome(Path(small["out"])) == outcome(whole)
@@ -337,16 +337,16 @@ def test_a_signal_waits_for_the_end_of_the_step(small, monkeypatch, number, term
 
 def test_a_second_signal_does_not_wait_and_saves_no_half_step(small, monkeypatch, terminal):
     """Prevents: Ctrl-C that hangs for minutes; or one that saves weights between two updates."""
-    calls, real = [], recode.update
+    calls, real = [], recode.step
 
-    def interrupted(*args):
-        calls.append(real(*args))
-        if len(calls) == 3:  # the first of two updates of step 2
+    def interrupted(*args, **how):
+        calls.append(real(*args, **how))
+        if len(calls) == 3:  # the first of two minibatches of step 2
             os.kill(os.getpid(), signal.SIGINT)
             os.kill(os.getpid(), signal.SIGINT)
         return calls[-1]
 
-    monkeypatch.setattr(recode, "update", interrupted)
+    monkeypatch.setattr(recode, "step", interrupted)
     with pytest.raises(KeyboardInterrupt):
         run.run(settings(small, save_every=1), recode.LOOPS)
     assert len(calls) == 3

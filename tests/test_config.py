@@ -3,7 +3,7 @@
 import json
 import subprocess
 import sys
-from dataclasses import asdict
+from dataclasses import asdict, fields
 from pathlib import Path
 
 import pytest
@@ -11,6 +11,7 @@ from conftest import settings
 
 import recode
 from config import PRESETS, Config, parse, parser
+from upkeep import run
 
 ROOT = Path(__file__).parent.parent
 
@@ -30,13 +31,13 @@ ROOT = Path(__file__).parent.parent
         ({"temperature": float("inf")}, "greedy samples are all alike"),
         ({"clip": 1.0}, "less than 1"),
         ({"lr_floor": 1.1}, "--lr-floor is 1.1: give 0 or more, and at most 1"),
-        ({"targets": "q_proj"}, "give --lora or --dora too"),
+        ({"targets": "q_proj"}, "give --adapter lora too"),
         ({"algo": "dapo", "dual_clip": float("nan")}, "must exceed 1"),
         ({"algo": "dapo", "overlong_buffer": 9999}, "must not exceed"),
         ({"seed": 2**64}, "less than 2.63"),
         ({"seed": -1}, "--seed is -1"),
         ({"threads": 10**5}, "at most 1024"),  # torch dies of it
-        ({"lora": 10**8}, "at most 1024"),
+        ({"adapter": "lora", "rank": 10**8}, "at most 1024"),
         ({"lr": 1e38}, "at most 1e6"),  # AdamW: "cannot be converted to type float"
         ({"group_size": 10**9}, "tokens in one rollout: lower one of them"),
         ({"steps": "3"}, "--steps is '3': give a value of type int"),
@@ -44,8 +45,8 @@ ROOT = Path(__file__).parent.parent
         ({"scale": 1}, "--scale is 1: give a value of type bool"),
         ({"algo": "dapo", "clip": 0.3}, "--clip is a setting of grpo: leave it away"),
         ({"algo": "sft", "group_size": 4}, "--group-size is a setting of grpo and dapo"),
-        ({"shard": True, "lora": 4}, "leave it away with --lora"),
-        ({"live": "reward"}, "--live is a setting of dapo: leave it away with --algo grpo"),
+        ({"shard": True, "adapter": "lora"}, "leave it away with --adapter"),
+        ({"filter": "reward"}, "--filter is a setting of dapo: leave it away with --algo grpo"),
     ],
 )
 def test_wrong_values_are_one_sentence(small, wrong, sentence):
@@ -134,11 +135,11 @@ def test_presets_are_the_papers_settings():
     """Prevents: a preset that trains something else than the paper (its tables of settings)."""
     grpo, dapo = (parse(["--preset", f"paper-{algo}"]) for algo in ("grpo", "dapo"))
     for c in (grpo, dapo):
-        assert (c.dora, c.lora, c.alpha, c.targets) == (64, 0, 64, "q_proj,v_proj")
+        assert (c.adapter, c.rank, c.alpha, c.targets) == ("dora", 64, 64, "q_proj,v_proj")
         assert (c.lr, c.warmup, c.lr_floor) == (5e-5, 150, 0.1)
         assert (c.steps, c.max_new_tokens, c.group_size, c.temperature) == (5000, 1024, 8, 1)
-        assert c.correctness == "es_star" and c.scale and c.live == "exact"
-    assert (grpo.algo, grpo.clip, grpo.beta, grpo.prompts, grpo.updates) == (
+        assert c.correctness == "es_star" and c.scale and c.filter == "exact"
+    assert (grpo.algo, grpo.clip, grpo.beta, grpo.prompts, grpo.minibatches) == (
         "grpo",
         0.2,
         1e-3,
@@ -146,7 +147,7 @@ def test_presets_are_the_papers_settings():
         1,
     )
     assert (dapo.algo, dapo.clip_low, dapo.clip_high, dapo.dual_clip) == ("dapo", 0.2, 0.28, 10)
-    assert (dapo.prompts, dapo.updates, dapo.overlong_buffer) == (8, 2, 0)
+    assert (dapo.prompts, dapo.minibatches, dapo.overlong_buffer) == (8, 2, 0)
     assert (dapo.weight_decay, dapo.max_grad_norm) == (0.1, 1)
 
 
@@ -154,11 +155,15 @@ def test_any_flag_overrides_a_preset():
     """Prevents: a preset that wins over what was asked for, or that refuses other adapters."""
     changed = parse(["--lr", "1", "--preset", "paper-grpo", "--beta", "0"])
     assert (changed.lr, changed.beta, changed.steps) == (1, 0, 5000)
-    lora = parse(["--preset", "paper-dapo", "--lora", "8"])
-    assert (lora.lora, lora.dora, lora.alpha) == (8, 0, 64)
-    whole = parse(["--preset", "paper-dapo", "--dora", "0", "--lr", "1e-6"])
-    assert (whole.lora, whole.dora, whole.lr, whole.algo) == (0, 0, 1e-6, "dapo")
-    assert (whole.alpha, whole.targets) == (32, "")  # the defaults: no adapter reads them
+    lora = parse(["--preset", "paper-dapo", "--adapter", "lora", "--rank", "8"])
+    assert (lora.adapter, lora.rank, lora.alpha) == ("lora", 8, 64)
+    whole = parse(["--preset", "paper-dapo", "--adapter", "none", "--lr", "1e-6"])
+    assert (whole.adapter, whole.lr, whole.algo) == ("none", 1e-6, "dapo")
+    assert (whole.rank, whole.alpha, whole.targets) == (
+        16,
+        32,
+        "",
+    )  # the defaults: no adapter reads them
     with pytest.raises(ValueError, match="leave --algo away"):
         parse(["--preset", "paper-grpo", "--algo", "dapo"])
     with pytest.raises(ValueError, match="leave --preset away"):
@@ -175,3 +180,38 @@ def test_help_shows_where_presets_differ_from_the_defaults(capsys):
         for field, value in values.items():
             assert f"--{field.replace('_', '-')} {value}" in shown
             assert field == "algo" or getattr(Config(), field) != value
+
+
+@pytest.mark.parametrize(
+    ("old", "sentence"),
+    [
+        ("--updates", "--updates is no flag any more: use --minibatches"),
+        ("--checkpointing", "use --recompute"),
+        ("--lora=16", "use --adapter lora --rank"),
+        ("--dora", "use --adapter dora --rank"),
+        ("--live", "use --filter"),
+        ("--merge", "use lora.save_merged"),
+        ("--group_size", "--group_size is spelled --group-size"),
+        ("--bogus", "--bogus is no flag: see --help"),
+    ],
+)
+def test_an_old_flag_is_refused_with_the_new_one(old, sentence):
+    """Prevents: a command of before that ends with "unrecognized arguments" and no way on."""
+    with pytest.raises(ValueError, match=sentence):
+        parse([old, "3"])
+
+
+def test_a_run_folder_of_before_goes_on(tmp_path):
+    """Prevents: a run of days that an update of this project makes useless."""
+    record = Config(algo="dapo", minibatches=4, filter="reward", adapter="dora", rank=8).record()
+    renamed = {"minibatches": "updates", "recompute": "checkpointing", "filter": "live"}
+    old = {renamed.get(k, k): v for k, v in record.items() if k not in ("adapter", "rank")}
+    old |= {"lora": 0, "dora": 8, "merge": True, "keep": 3, "updates": 4, "live": "reward"}
+    (tmp_path / "config.json").write_text(json.dumps(old))
+    config = parse(["--resume", str(tmp_path)])
+    assert config.record() == record | {"out": str(tmp_path)}
+
+
+def test_settings_are_few():
+    """Prevents: a card of options that nobody can hold in mind."""
+    assert len(fields(Config)) <= 42

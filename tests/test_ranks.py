@@ -15,25 +15,27 @@ from conftest import settings, short_rows
 from safetensors.torch import load_file
 from transformers import AutoModelForCausalLM
 
+import data
 import recode
 from config import Config
-from upkeep import metrics, ranks, run
+from upkeep import checkpoint, metrics, ranks, run
 
 ROOT = Path(__file__).parent.parent
-# Every setting of a run by its algorithm; three prompts for two ranks, and updates of few groups.
-OWN = {"grpo": {"group_size": 4, "updates": 1}, "sft": {}}
+# What a run of each algorithm sets; three prompts for two ranks, and minibatches of few groups.
+OWN = {"grpo": {"group_size": 4, "minibatches": 1}, "sft": {}}
 OWN["dapo"] = OWN["grpo"] | {"max_refills": 1}
 PAIRS = [("grpo", "ranks"), ("dapo", "ranks"), ("sft", "ranks"), ("grpo", "shards")]
 SCRIPT = """
 import json, sys
 import recode
 from config import Config
+from upkeep import checkpoint, ranks, run
 for settings in json.loads(sys.argv[1]):
     run.run(Config(**settings), recode.LOOPS)
 """
 # As if a run of two steps had been killed after its first one; then what each rank holds of it.
 AGAIN = """
-import pathlib, checkpoint, config, ranks
+import pathlib, config
 folder = pathlib.Path(settings["out"])
 if not ranks.rank():
     (folder / "checkpoint").rename(folder / "uninterrupted")
@@ -73,7 +75,7 @@ def ended(folder, tiny):
     jobs += [run_of(folder, "sft", "shards", model=str(tiny), steps=2, save_every=1)]
     both = torchrun(folder, jobs, SCRIPT + AGAIN)
     for algo in OWN:
-        assert recode.main(Config(**run_of(folder, algo, "alone"))) == 0
+        assert run.main(Config(**run_of(folder, algo, "alone")), recode.LOOPS) == 0
     shown = both.communicate(timeout=300)[0]
     assert both.returncode == 0, shown
     return folder
@@ -131,16 +133,15 @@ def test_one_rank_that_fails_does_not_wait_to_save(small, monkeypatch):
     config = settings(small)
     policy, state = run.start(config)
     saved = []
-    monkeypatch.setattr(recode.checkpoint, "save", lambda *args: saved.append(1))
+    monkeypatch.setattr(checkpoint, "save", lambda *args: saved.append(1))
 
-    def failing(config, policy, state):
+    def failing():
         raise MemoryError
         yield
 
-    monkeypatch.setattr(recode, "train", failing)
     for config.shard in (False, True):
         with pytest.raises(MemoryError):
-            recode.loop(config, policy, state, Path(small["out"]), None)
+            run.follow(failing(), config, policy, state, None)
         assert saved == [1]
 
 
@@ -149,7 +150,7 @@ def test_a_rank_without_a_prompt_draws_along(small, monkeypatch):
     numbers that are no longer the same on all of them."""
     config = settings(small)
     policy, state = run.start(config)
-    rows, shares, after = recode.data.load(config.data)[:1], [], []
+    rows, shares, after = data.load(config.data)[:1], [], []
     monkeypatch.setenv("WORLD_SIZE", "2")
     monkeypatch.setattr(ranks, "gather", lambda mine: shares.append(mine) or shares[0])
     for number in range(2):
@@ -177,7 +178,7 @@ def test_ctrl_c_ends_all_ranks(folder):
         time.sleep(0.05)
     os.killpg(both.pid, signal.SIGINT)
     assert both.communicate(timeout=120)[0] is not None
-    assert both.returncode != 0 and recode.checkpoint.newest(Path(config["out"])) is not None
+    assert both.returncode != 0 and checkpoint.newest(Path(config["out"])) is not None
 
 
 def test_shares_come_together_again(monkeypatch):

@@ -6,6 +6,7 @@ import os
 import shutil
 import subprocess
 import sys
+from pathlib import Path
 
 import pytest
 import torch
@@ -20,7 +21,7 @@ import grpo
 import lora
 import recode
 from config import Config, parse
-from policy import load
+from policy import load, untrained
 from recode import Batch
 from rollout import packs, written
 from upkeep import checkpoint, metrics, report, run
@@ -62,7 +63,7 @@ def test_learning_rate_by_hand(small, floor, rates):
     for step, rate in enumerate(rates):
         state.step = step
         optimizer.param_groups[0]["params"][0].grad = torch.ones(1)
-        recode.step(None, state, config, 0.0)
+        recode.step(state, config, 0.0)
         assert optimizer.param_groups[0]["lr"] == pytest.approx(rate, abs=1e-6)
 
 
@@ -73,7 +74,7 @@ def test_learning_rate_by_hand(small, floor, rates):
 def test_run_leaves_a_whole_folder(small, algo, capsys):
     """Prevents: an algorithm that trains but leaves no report, or a checkpoint nobody can load."""
     run.run(settings(small, algo=algo), recode.LOOPS)
-    folder = recode.Path(small["out"])
+    folder = Path(small["out"])
     assert {p.name for p in folder.iterdir()} == {
         "config.json", "metrics.jsonl", "curves.png", "samples.md", "before.jsonl", "after.jsonl",
         "checkpoint", "checkpoint-0",
@@ -89,7 +90,7 @@ def test_run_leaves_a_whole_folder(small, algo, capsys):
 def test_no_rows_are_no_table_and_the_run_is_done(small, capsys):
     """Prevents: --eval-rows 0 that grades for minutes, or whose run never counts as done."""
     run.run(settings(small, eval_rows=0), recode.LOOPS)
-    folder = recode.Path(small["out"])
+    folder = Path(small["out"])
     assert {p.name for p in folder.iterdir()} == {
         "config.json", "metrics.jsonl", "curves.png", "checkpoint", "checkpoint-0",
     }  # fmt: skip
@@ -103,9 +104,11 @@ def test_no_rows_are_no_table_and_the_run_is_done(small, capsys):
 @pytest.mark.parametrize("call", [1, 4])  # of three splits before and three after
 def test_ctrl_c_while_grading_loses_nothing(small, tmp_path, monkeypatch, capsys, call):
     """Prevents: steps that are lost, or made again, because nobody waited for the grades."""
-    recode.run(settings(small, out=str(tmp_path / "whole")))
-    real, calls, update, made = evaluate.greedy, [], recode.update, []
-    monkeypatch.setattr(recode, "update", lambda *args: made.append(args) or update(*args))
+    run.run(settings(small, out=str(tmp_path / "whole")), recode.LOOPS)
+    real, calls, update, made = evaluate.greedy, [], recode.step, []
+    monkeypatch.setattr(
+        recode, "step", lambda *args, **how: made.append(args) or update(*args, **how)
+    )
 
     def greedy(*args):
         calls.append(args)
@@ -117,18 +120,18 @@ def test_ctrl_c_while_grading_loses_nothing(small, tmp_path, monkeypatch, capsys
     assert run.main(settings(small), recode.LOOPS) == 130
     assert f"--resume {small['out']}" in capsys.readouterr().err
     assert run.main(parse(["--resume", small["out"]]), recode.LOOPS) == 0
-    whole, stopped = (tmp_path / "whole", recode.Path(small["out"]))
+    whole, stopped = (tmp_path / "whole", Path(small["out"]))
     for name in ("before.jsonl", "after.jsonl", "samples.md"):
         assert (whole / name).read_text() == (stopped / name).read_text()
     steps = [[(m["step"], m["loss"]) for m in metrics.history(f)] for f in (whole, stopped)]
-    assert steps[0] == steps[1] and len(made) == 2 * Config.updates  # of two steps, each once
+    assert steps[0] == steps[1] and len(made) == 2 * Config.minibatches  # of two steps, each once
 
 
 def test_same_seed_same_run(small, tmp_path):
     """Prevents: a source of chance outside the seed, so that no published figure can be re-made."""
     found = []
     for name in "ab":
-        recode.run(settings(small, out=str(tmp_path / name)))
+        run.run(settings(small, out=str(tmp_path / name)), recode.LOOPS)
         text = (tmp_path / name / "metrics.jsonl").read_text().splitlines()[0]
         found.append(
             {k: v for k, v in json.loads(text).items() if "second" not in k and "_s" not in k}
@@ -144,12 +147,11 @@ def test_interrupted_run_is_saved_and_goes_on(small, monkeypatch):
         yield next(real(*args))
         raise KeyboardInterrupt
 
-    monkeypatch.setattr(recode, "train", stop_after_one)
     with pytest.raises(KeyboardInterrupt):
-        run.run(settings(small), recode.LOOPS)
+        run.run(settings(small), recode.LOOPS | {"grpo": stop_after_one})
     monkeypatch.setattr(recode, "train", real)
     run.run(parse(["--resume", small["out"]]), recode.LOOPS)
-    lines = (recode.Path(small["out"]) / "metrics.jsonl").read_text().splitlines()
+    lines = (Path(small["out"]) / "metrics.jsonl").read_text().splitlines()
     assert [json.loads(text).get("step") for text in lines] == [1, 2, None]
 
 
@@ -163,7 +165,7 @@ def evenness(algo, texts, rollout, examples, config):
 @pytest.mark.parametrize("algo", ["grpo", "dapo"])
 def test_loop_raises_the_reward(small, algo, monkeypatch):
     """Prevents: a wrong sign anywhere between reward and step. Reward here: share of even ids."""
-    monkeypatch.setattr(recode, "judge", evenness)
+    monkeypatch.setattr(recode, "score", evenness)
     more = dict(algo=algo, steps=20, prompts=4, group_size=16, lr=0.03, warmup=0, max_new_tokens=4)
     config = settings(small, **more, **({"beta": 0.0} if algo == "grpo" else {}))
     rewards = [m["reward"] for m in recode.train(config, *run.start(config))]
@@ -209,10 +211,10 @@ def test_grpo_keeps_dead_groups(small):
     assert batch.missing == 0 and len(batch.close()[1]) == 2 and dead_share(groups) == 0.5
 
 
-@pytest.mark.parametrize(("live", "kept"), [("exact", 1), ("reward", 2)])
-def test_filter_looks_at_what_the_config_says(small, live, kept, monkeypatch):
+@pytest.mark.parametrize(("filtered", "kept"), [("exact", 1), ("reward", 2)])
+def test_filter_looks_at_what_the_config_says(small, filtered, kept, monkeypatch):
     """Prevents: all-wrong groups with differing rewards pass the paper's filter."""
-    config = settings(small, algo="dapo", live=live, max_refills=0)
+    config = settings(small, algo="dapo", filter=filtered, max_refills=0)
     scores = {"total": [0.1, 0.7, 0.2, 2.0], "exact": [0.0, 0.0, 0.0, 1.0], "format": [1.0] * 4}
     scores = {name: torch.tensor(values) for name, values in scores.items()}
     monkeypatch.setattr(recode.rewards, "score", lambda *args: scores)
@@ -231,15 +233,15 @@ def test_a_run_with_nothing_to_learn_stops_with_advice(small, algo, monkeypatch,
         names = ("total", "exact", "format")
         return dict.fromkeys(names, zero) | {"dead": grpo.dead(zero), "keep": algo.keep(zero)}
 
-    monkeypatch.setattr(recode, "judge", judge)
+    monkeypatch.setattr(recode, "score", judge)
     config = settings(small, algo=algo, steps=9, patience=3)
     run.run(config, recode.LOOPS)
-    lines = (recode.Path(config.out) / "metrics.jsonl").read_text().splitlines()
+    lines = (Path(config.out) / "metrics.jsonl").read_text().splitlines()
     assert [json.loads(text).get("step") for text in lines] == [1, 2, 3, None]
     assert "in 3 steps in a row every sample of a prompt scored the same" in capsys.readouterr().out
     run.run(parse(["--resume", config.out]), recode.LOOPS)
     assert "is done, 3 steps; give a larger --patience" in capsys.readouterr().out
-    after = AutoModelForCausalLM.from_pretrained(recode.Path(config.out) / "checkpoint")
+    after = AutoModelForCausalLM.from_pretrained(Path(config.out) / "checkpoint")
     before = AutoModelForCausalLM.from_pretrained(config.model)
     pairs = list(zip(before.parameters(), after.parameters(), strict=True))
     if algo == "dapo":  # GRPO's KL still trains
@@ -256,10 +258,10 @@ def test_a_model_without_the_form_is_told_to_imitate_first(small, capsys):
 def test_a_lost_tensorboard_is_told_before_grading(small, monkeypatch):
     """Prevents: minutes of grading, and a folder that is taken, for a package that is not there."""
     monkeypatch.setitem(sys.modules, "torch.utils.tensorboard", None)
-    monkeypatch.setattr(recode, "graded_base", lambda *args: pytest.fail("it graded"))
+    monkeypatch.setattr(run, "graded_base", lambda *args: pytest.fail("it graded"))
     with pytest.raises(ValueError, match="pip install tensorboard"):
         run.run(settings(small, tensorboard=True), recode.LOOPS)
-    assert not recode.Path(small["out"]).exists()
+    assert not Path(small["out"]).exists()
 
 
 # ---------------------------------------------------------------- divergence
@@ -273,15 +275,15 @@ def test_a_step_that_is_not_finite_changes_nothing(small, fault):
     weights = [p.clone() for p in policy.model.parameters()]
     for p in policy.model.parameters():
         p.grad = torch.full_like(p, fault)
-    assert recode.step(policy, state, config, 0.0)[1] and state.skipped == 1
+    assert recode.step(state, config, 0.0)[1] and state.skipped == 1
     for p in policy.model.parameters():
         p.grad = torch.ones_like(p)
-    assert recode.step(policy, state, config, fault)[1] and state.skipped == 2
+    assert recode.step(state, config, fault)[1] and state.skipped == 2
     pairs = zip(weights, policy.model.parameters(), strict=True)
     assert all(torch.equal(a, b) for a, b in pairs) and state.complete
     for p in policy.model.parameters():
         p.grad = torch.ones_like(p)
-    assert recode.step(policy, state, config, 0.0) == (pytest.approx(norm_of_ones(policy)), False)
+    assert recode.step(state, config, 0.0) == (pytest.approx(norm_of_ones(policy)), False)
     assert state.skipped == 0 and not state.complete
 
 
@@ -300,7 +302,7 @@ def test_divergence_ends_the_run_and_keeps_the_last_good_checkpoint(small, monke
     monkeypatch.setattr(grpo, "loss", diverging)
     assert run.main(settings(small, steps=9), recode.LOOPS) == 2
     assert "Lower --lr" in capsys.readouterr().err
-    folder = recode.Path(small["out"])
+    folder = Path(small["out"])
     assert [p.name for p in checkpoint.complete(folder)] == ["checkpoint"]
     first, second = (json.loads(t) for t in (folder / "metrics.jsonl").read_text().splitlines())
     assert (first["loss"], first["kl"], first["skipped"], second["skipped"]) == (None, None, 2, 2)
@@ -309,7 +311,7 @@ def test_divergence_ends_the_run_and_keeps_the_last_good_checkpoint(small, monke
 def test_weights_that_are_not_finite_are_never_saved(small):
     """Prevents: a checkpoint of NaN takes the place of a good one."""
     policy, state = run.start(settings(small))
-    folder = recode.Path(small["out"])
+    folder = Path(small["out"])
     checkpoint.save(folder, policy, state)
     next(policy.model.parameters()).data[0] = math.inf
     with pytest.raises(ValueError, match="not finite"):
@@ -342,7 +344,7 @@ def test_a_step_that_is_cut_short_is_not_counted(small, monkeypatch):
 
     config = settings(small)
     policy, state = run.start(config)
-    monkeypatch.setattr(recode, "draw", once)
+    monkeypatch.setattr(recode, "sample", once)
     with pytest.raises(KeyboardInterrupt):
         list(recode.train(config, policy, state))
     assert (state.step, state.drawn) == (1, 2)
@@ -354,7 +356,7 @@ def test_graded_rows_are_not_those_of_a_seed(small):
     rows = len(data.load())
     assert len(graded) == 300
     for seed in range(5):
-        first = recode.endless(settings(small, seed=seed, data=""), 0)
+        first = data.endless("", seed)
         both = sum(next(first).id in graded for _ in range(192))
         assert both < 60, (seed, both, rows)  # by chance 192 * 300 / 1700 = 34, std 5
 
@@ -362,7 +364,7 @@ def test_graded_rows_are_not_those_of_a_seed(small):
 @pytest.mark.parametrize(("items", "count"), [(16, 2), (16, 7), (5, 2), (3, 8), (0, 2)])
 def test_updates_have_nearly_equal_shares(small, items, count):
     """Prevents: seven updates asked, six made, the last of them on one group."""
-    config = settings(small, updates=count)
+    config = settings(small, minibatches=count)
     found = [groups for groups, _ in recode.portions(torch.ones(items, 2, 1), config)]
     assert sum(found, []) == list(range(items)) and len(found) == min(count, items)
     assert not found or max(map(len, found)) - min(map(len, found)) <= 1
@@ -375,7 +377,7 @@ def test_dead_groups_stay_out_of_the_model(small, monkeypatch):
     names = ("total", "exact", "copied", "format")
     scores = {name: total for name in names}
     scores |= {"dead": grpo.dead(total), "keep": grpo.keep(total)}
-    monkeypatch.setattr(recode, "judge", lambda *_: scores)
+    monkeypatch.setattr(recode, "score", lambda *_: scores)
     config = settings(small, beta=0.0, prompts=4, group_size=2, minibatches=1, steps=1, lr=0.1)
     found = []
     for moving in ([0, 3], [0, 1, 2, 3]):
@@ -384,7 +386,7 @@ def test_dead_groups_stay_out_of_the_model(small, monkeypatch):
         seen, logp = [], policy.logp
         policy.logp = lambda *args, seen=seen, logp=logp: seen.extend(args[1]) or logp(*args)
         if len(moving) == 4:
-            monkeypatch.setattr(recode, "shares", lambda *_: [([0, 1, 2, 3], [0, 1, 2, 3])])
+            monkeypatch.setattr(recode, "portions", lambda *_: [([0, 1, 2, 3], [0, 1, 2, 3])])
         (metrics,) = recode.train(config, policy, state)
         assert seen == moving and metrics["ratio"] == pytest.approx(1)
         found.append(torch.cat([p.flatten() for p in policy.model.parameters()]))
@@ -405,12 +407,12 @@ def test_dead_groups_stay_out_of_the_model(small, monkeypatch):
 def test_adapters_train_alone_and_go_on(small, kind, dtype):
     """Prevents: a base that moves, a checkpoint with all its weights, or a resumed run without
     its adapters."""
-    more = dict(algo="sft", lr=0.01, dtype=dtype, merge=True, **{kind: 4})
-    whole = recode.Path(small["out"] + "-whole")
-    recode.run(settings(small, out=str(whole), steps=3, **more))
+    more = dict(algo="sft", lr=0.01, dtype=dtype, adapter=kind, rank=4)
+    whole = Path(small["out"] + "-whole")
+    run.run(settings(small, out=str(whole), steps=3, **more), recode.LOOPS)
     run.run(settings(small, **more), recode.LOOPS)
     run.run(parse(["--resume", small["out"], "--steps", "3"]), recode.LOOPS)
-    folder = recode.Path(small["out"]) / "checkpoint"
+    folder = Path(small["out"]) / "checkpoint"
     assert not (folder / "model.safetensors").exists()
     files = (f / "adapter_model.safetensors" for f in (folder, whole / "checkpoint"))
     ours, theirs = map(load_file, files)
@@ -418,6 +420,8 @@ def test_adapters_train_alone_and_go_on(small, kind, dtype):
     # The learning rate of the first two steps knew another number of steps: only almost the same.
     assert ours.keys() == theirs.keys()
     trained, base = load(str(folder), "cpu"), load(small["model"], "cpu")
+    lora.save_merged(trained.model, folder.parent / "merged")
+    trained.tokenizer.save_pretrained(folder.parent / "merged")
     merged = load(str(folder.parent / "merged"), "cpu")
     rows = data.load(small["data"])[:2]
     with lora.disabled(trained.model):
@@ -435,7 +439,7 @@ def test_the_reference_of_adapters_is_the_model_without_them(small):
     """Prevents: a KL to the policy itself, 0 for ever; or a second copy of the weights."""
     config = settings(small, adapter="lora", rank=4)
     policy, _ = run.start(config)
-    assert recode.untrained(policy, config.model) is policy
+    assert untrained(policy, config.model) is policy
     rollout = policy.imitate(data.load(small["data"])[:2], max_new_tokens=40)
     before = policy.logp(rollout, [0, 1]).detach()
     assert torch.equal(before, policy.base_logp(rollout, [0, 1]))  # B is 0: nothing has changed
@@ -453,7 +457,7 @@ def adapters(small, **how):
     for p in policy.model.parameters():
         if p.requires_grad:
             p.data += 0.2 * torch.randn(p.shape, generator=generator)
-    folder = recode.Path(small["out"] + "-adapters")
+    folder = Path(small["out"] + "-adapters")
     policy.save(folder)
     return str(folder)
 
@@ -462,14 +466,14 @@ def adapters(small, **how):
 def test_the_reference_of_a_run_from_adapters_is_these_adapters(small, dora, monkeypatch):
     """Prevents: a KL to the bare base, 6 nats a token at step 1, that undoes the cold start; a
     resumed run with another reference, or one whose bits rotted."""
-    monkeypatch.setattr(recode, "judge", evenness)
+    monkeypatch.setattr(recode, "score", evenness)
     more = dict(beta=0.1, minibatches=1, lr=0.01, model=adapters(small, dora=dora))
-    folder = recode.Path(small["out"])
+    folder = Path(small["out"])
     run.run(settings(small, steps=3, save_every=1, **more), recode.LOOPS)
     whole = [row["kl"] for row in metrics.rows(folder) if "kl" in row]
     assert whole[0] == pytest.approx(0, abs=1e-6) and whole[1] > 1e-5
     began = load_file(folder / "checkpoint" / "reference.safetensors")
-    given = load_file(recode.Path(more["model"]) / "adapter_model.safetensors")
+    given = load_file(Path(more["model"]) / "adapter_model.safetensors")
     assert began.keys() == given.keys()
     assert all(torch.equal(tensor, began[key]) for key, tensor in given.items())
     shutil.rmtree(folder / "checkpoint")
@@ -483,29 +487,29 @@ def test_the_reference_of_a_run_from_adapters_is_these_adapters(small, dora, mon
 
 def test_a_run_without_a_kl_keeps_no_reference(small):
     """Prevents: a file that nobody reads in every checkpoint."""
-    recode.run(settings(small, beta=0.0, model=adapters(small)))
-    assert not list(recode.Path(small["out"]).glob("*/reference.safetensors"))
+    run.run(settings(small, beta=0.0, model=adapters(small)), recode.LOOPS)
+    assert not list(Path(small["out"]).glob("*/reference.safetensors"))
 
 
 @pytest.mark.parametrize(
     "other",
     [
-        {"lora": 8},
-        {"dora": 4},
-        {"lora": 4, "alpha": 16.0},
-        {"lora": 4, "targets": "q_proj"},
+        {"adapter": "lora", "rank": 8},
+        {"adapter": "dora", "rank": 4},
+        {"adapter": "lora", "rank": 4, "alpha": 16.0},
+        {"adapter": "lora", "rank": 4, "targets": "q_proj"},
         {"shard": True},
     ],
 )
 def test_other_adapters_than_those_of_the_model_are_refused(small, other):
-    """Prevents: `--lora 8` over ready adapters of rank 4, which train while 8 is recorded."""
+    """Prevents: `--rank 8` over ready adapters of rank 4, which train while 8 is recorded."""
     more = dict(model=adapters(small))
     policy = load(more["model"], "cpu")
     with pytest.raises(ValueError, match="-adapters has .*adapters.*: leave --"):
         run.adapt(settings(small, **more, **other), policy, torch.Generator())
 
 
-@pytest.mark.parametrize("given", [{}, {"lora": 4}])
+@pytest.mark.parametrize("given", [{}, {"adapter": "lora", "rank": 4}])
 def test_ready_adapters_go_on_with_their_own_settings_or_none(small, given):
     """Prevents: fresh adapters over ready ones, or a refusal of the settings that they have."""
     more = dict(model=adapters(small))
@@ -515,22 +519,24 @@ def test_ready_adapters_go_on_with_their_own_settings_or_none(small, given):
     assert all(torch.equal(after[key], tensor) for key, tensor in before.items())
 
 
-@pytest.mark.parametrize("more", [{}, {"lora": 4}])
+@pytest.mark.parametrize("more", [{}, {"adapter": "lora", "rank": 4}])
 def test_in_bf16_the_first_ratio_is_one(small, more):
     """Prevents: other batch shapes in sampling and training, which bf16 takes for a new policy."""
     config = settings(small, dtype="bfloat16", prompts=4, minibatches=2, pack_tokens=100, **more)
     policy, state = run.start(config)
     rollout = recode.sample(policy, data.load(small["data"])[:4], config, state)
     adv = torch.ones(*rollout.length.shape, 1)
-    anew = recode.behaviour(policy, rollout, adv, config)
-    for pack in packs(rollout, 100, [2, 3]):  # the second step's; the first takes its own
-        logp = policy.logp(rollout, pack, 1.0)
-        assert torch.equal(logp, anew.logp[pack])
-    assert (anew.logp - rollout.logp)[2:].abs().max() < 0.5  # and it is no other policy
+    (first, _), (second, _) = recode.minibatches(policy, rollout, adv, grpo, config)
+    assert all(part.old_logp is None for part in first)  # the new ones, detached
+    assert [part.groups for part in second] == packs(rollout, 100, [2, 3])
+    for part in second:
+        assert torch.equal(policy.logp(rollout, part.groups, 1.0), part.old_logp)
+        assert (part.old_logp - rollout.logp[part.groups]).abs().max() < 0.5  # no other policy
     plain = settings(small)
     policy, state = run.start(plain)
     rollout = recode.sample(policy, data.load(small["data"])[:2], plain, state)
-    assert recode.behaviour(policy, rollout, adv[:2], plain) is rollout
+    for parts, _ in recode.minibatches(policy, rollout, adv[:2], grpo, plain):
+        assert all(torch.equal(p.old_logp, rollout.logp[p.groups]) for p in parts)
 
 
 @pytest.mark.parametrize("dropout", [None, 0.5])
@@ -540,8 +546,8 @@ def test_checkpointing_changes_no_gradient(small, dropout):
     if dropout:
         small["model"] = adapters(small, dropout=dropout)
     gradients = []
-    for checkpointing in (False, True):
-        config = settings(small, recompute=checkpointing)
+    for recompute in (False, True):
+        config = settings(small, recompute=recompute)
         policy, state = run.start(config)
         rollout = recode.sample(policy, data.load(small["data"])[:2], config, state)
         logp = policy.logp(rollout, [0, 1])
@@ -555,8 +561,8 @@ def test_checkpointing_changes_no_gradient(small, dropout):
 def test_checkpointing_forgets_activations(small):
     """Prevents: a flag that does nothing, since transformers heeds its own in train() alone."""
     kept = {}
-    for checkpointing in (False, True):
-        policy, _ = run.start(settings(small, recompute=checkpointing))
+    for recompute in (False, True):
+        policy, _ = run.start(settings(small, recompute=recompute))
         # answers of two tokens: the head keeps much of each that is scored
         rollout, sizes = policy.imitate(data.load(small["data"])[:2], max_new_tokens=2), []
         weights = {p.data_ptr() for p in policy.model.parameters()}
@@ -567,7 +573,7 @@ def test_checkpointing_forgets_activations(small):
 
         with torch.autograd.graph.saved_tensors_hooks(note, lambda x: x):
             policy.logp(rollout, [0, 1])
-        kept[checkpointing] = sum(sizes)
+        kept[recompute] = sum(sizes)
     # Two layers keep their input, of 32 numbers a token, and no longer some twenty tensors of it.
     assert kept[True] < kept[False] / 4
 
@@ -579,7 +585,7 @@ def test_the_head_of_an_untied_model_can_have_adapters(small, tmp_path):
     AutoTokenizer.from_pretrained(small["model"]).save_pretrained(tmp_path / "untied")
     more = dict(model=str(tmp_path / "untied"), adapter="lora", rank=4, targets="q_proj,lm_head")
     run.run(settings(small, **more), recode.LOOPS)
-    tensors = load_file(recode.Path(small["out"]) / "checkpoint" / "adapter_model.safetensors")
+    tensors = load_file(Path(small["out"]) / "checkpoint" / "adapter_model.safetensors")
     assert {key.split(".lora_")[0].rpartition(".")[2] for key in tensors} == {"q_proj", "lm_head"}
 
 
@@ -598,19 +604,19 @@ def test_the_head_of_an_untied_model_can_have_adapters(small, tmp_path):
 )
 def test_rows_that_no_answer_can_get_right_are_named(small, change, sentence):
     """Prevents: rows that count as wrong whatever the policy says, or end a run without a place."""
-    file = recode.Path(small["data"])
+    file = Path(small["data"])
     lines = file.read_text().splitlines()
     lines[2] = json.dumps(json.loads(lines[2]) | change)
     file.write_text("\n".join(lines) + "\n")
     config = settings(small)
     with pytest.raises(ValueError, match=f"rows.jsonl, line 3: .*{sentence}"):
         run.run(config, recode.LOOPS)
-    assert not recode.Path(small["out"]).exists()  # so that the same command can be given again
+    assert not Path(small["out"]).exists()  # so that the same command can be given again
 
 
 def test_a_terminal_of_ascii_does_not_end_a_run(small):
     """Prevents: hours of training that end in `'ascii' codec can't encode character`."""
-    file = recode.Path(small["data"])
+    file = Path(small["data"])
     file.write_text(file.read_text().replace("is now", "is now \\u2014"))
     plain = {"LC_ALL": "C", "PYTHONUTF8": "0", "PYTHONCOERCECLOCALE": "0", "OMP_NUM_THREADS": "1"}
     flags = {name: small[name] for name in ("model", "data", "out")}
@@ -618,8 +624,8 @@ def test_a_terminal_of_ascii_does_not_end_a_run(small):
     arguments += ["--algo", "sft", "--steps", "1", "--prompts", "2"]
     done = subprocess.run(
         [sys.executable, "recode.py", *arguments],
-        cwd=recode.Path(__file__).parent.parent, env=os.environ | plain, capture_output=True,
+        cwd=Path(__file__).parent.parent, env=os.environ | plain, capture_output=True,
     )  # fmt: skip
     assert done.returncode == 0, done.stderr.decode()
     assert b"\\u2014" in done.stdout
-    assert "\u2014" in recode.Path(small["out"], "samples.md").read_text(encoding="utf-8")
+    assert "\u2014" in Path(small["out"], "samples.md").read_text(encoding="utf-8")
