@@ -20,7 +20,7 @@ from tqdm import tqdm
 import data
 import reward
 from evaluate import Graded, Report, copied, means
-from upkeep.metrics import rows
+from upkeep.metrics import history, rows
 from upkeep.terminal import coloured
 
 LABELS = {
@@ -216,6 +216,48 @@ def results(folders: list[Path]) -> str:
     return "\n".join(lines)
 
 
-if __name__ == "__main__":
+def seeds(path: Path, folders: list[Path]) -> None:
+    """One picture of several runs: how samples come right, and greedy answers before and after."""
+    import matplotlib
+
+    matplotlib.use("Agg")
+    from matplotlib import pyplot
+
+    figure, (left, right) = pyplot.subplots(1, 2, figsize=(9, 3.4), width_ratios=(3, 2))
+    names = sorted({outcome(folder)["name"] for folder in folders})
+    for place, name in enumerate(names):
+        colour, runs = f"C{place}", [f for f in folders if outcome(f)["name"] == name]
+        for number, folder in enumerate(runs):
+            steps = [row for row in history(folder) if "exact" in row]
+            shares = [100 * row["exact"] for row in steps]
+            label = name.partition(",")[0] if steps and not number else None
+            left.plot([row["step"] for row in steps], shares, color=colour, alpha=0.7, label=label)
+            grade = outcome(folder)["grade"]
+            ends = [grade[when]["test"]["exact"] for when in ("before", "after")]
+            shift = place + 0.12 * (number - (len(runs) - 1) / 2)
+            right.plot([shift] * 2, ends, color=colour, alpha=0.4)
+            right.plot(shift, ends[0], "o", color=colour, markerfacecolor="white")
+            right.plot(shift, ends[1], "o", color=colour)
+    left.set_title("samples that are right (%), training prompts", fontsize=10)
+    left.set_xlabel("step")
+    left.legend(frameon=False)
+    right.set_title("held-out libraries, greedy (%)\nbefore: hollow, after: filled", fontsize=10)
+    right.set_xticks(range(len(names)), [name.partition(",")[0] for name in names])
+    for axis in (left, right):
+        axis.grid(alpha=0.3)
+        axis.spines[["top", "right"]].set_visible(False)
+    figure.tight_layout()
+    figure.savefig(path, dpi=120)
+    pyplot.close(figure)
+
+
+def main(arguments: list[str]) -> None:
+    """The table of some run folders, of data/results if none is named; there also the picture."""
     records = sorted(p.parent for p in (data.HERE / "results").glob("*/config.json"))
-    print(results([Path(name) for name in sys.argv[1:]] or records))
+    print(results([Path(name) for name in arguments] or records))
+    if not arguments:
+        seeds(data.HERE / "results" / "seeds.png", records)
+
+
+if __name__ == "__main__":
+    main(sys.argv[1:])
