@@ -12,11 +12,65 @@ An answer is graded once; tables, sample pages and curves (`report.py`) are view
 """
 
 import argparse
+import sys
+
+DTYPES = ("auto", "float32", "bfloat16")
+
+
+def parser() -> argparse.ArgumentParser:
+    """Three commands with the flags that each reads."""
+    parser = argparse.ArgumentParser(description=__doc__.partition("\n")[0], allow_abbrev=False)
+    commands = parser.add_subparsers(dest="command", required=True, metavar="COMMAND")
+    about = {
+        "updates": "our own splits, or a file in our format or the paper's: greedy exact match",
+        "codeupdatearena": "CodeUpdateArena, unit tests with and without the update",
+        "humaneval": "HumanEval or HumanEval+, unit tests",
+    }
+    for name, text in about.items():
+        flag = commands.add_parser(name, help=text, description=text).add_argument
+        own = name == "updates"
+        flag("--model", default="", help="folder, run's checkpoint or hub id (default: bundled)")
+        flag(
+            "--data",
+            required=not own,
+            default="",
+            help="the file (updates: or several, a,b; default bundled)",
+        )
+        flag("--out", default="", help="JSON-lines file, a line an answer or item")
+        flag("--n", type=int, default=1 if own else 5, help="samples of each (default %(default)s)")
+        flag("--k", default="1", metavar="K,K", help="which Pass@k, such as 1,5 (default 1)")
+        flag("--temperature", type=float, help="of these samples (0.8; 0, greedy, for --n 1)")
+        flag("--top-p", type=float, default=0.7, help="of these samples (0.7)")
+        longest = {"updates": 384, "codeupdatearena": 512, "humaneval": 768}[name]
+        flag("--max-new-tokens", type=int, default=longest, help="longest answer (%(default)s)")
+        flag("--seed", type=int, default=0, help="of sampling")
+        flag("--device", default="auto", help="cpu, cuda, mps ... (auto: the GPU if there is one)")
+        flag("--dtype", default="auto", choices=DTYPES, help="auto: the faster one here")
+        if own:
+            flag("--split", default="", help="such as test,test_2026 (default: all but test_2026)")
+            flag("--rows", type=int, default=0, help="of each split, at most; 0 is all")
+            flag("--answers", default="", metavar="FILE", help="answers of a run, not a model's")
+            flag("--run", action="store_true", help="judge them by execution, too (needs uv)")
+            flag("--envs", default="", metavar="FOLDER", help="keep the releases' environments")
+        else:
+            flag("--predictions", default="", metavar="FILE", help="samples, or: reference")
+            flag("--python", default=sys.executable, metavar="PATH", help="interpreter to run in")
+        if name == "humaneval":
+            text = "plain: as anybody asks a chat model, think: as the paper does (%(default)s)"
+            flag("--ask", default="plain", choices=("plain", "think"), help=text)
+        flag("--sandbox", default="", metavar="bwrap|plain", help="default: the better at hand")
+    commands.choices["codeupdatearena"].set_defaults(ask="think")
+    return parser
+
+
+if __name__ == "__main__":  # --help and a wrong flag are answered before torch is loaded
+    parser().parse_args()
+
 import json
 import random
-import sys
 from collections import Counter
 from dataclasses import dataclass, replace
+from functools import partial
 from pathlib import Path
 
 import torch
@@ -24,10 +78,7 @@ from tqdm import tqdm
 from transformers.utils import logging as transformers_logging
 
 import data
-import passk
 import reward
-import sandbox
-from data import benchmarks, execute
 from policy import Policy, chosen_device, load
 
 ROWS = 64  # rows that are decoded together
@@ -163,7 +214,6 @@ def report(
         return graded
 
 
-DTYPES = ("auto", "float32", "bfloat16")
 WORTH = ("format", "exact", "em", "es", "copied", "exact_any", "copied_any")
 
 
@@ -203,12 +253,14 @@ def copied(examples: list[data.Example]) -> list[Graded]:
 
 
 # ------------------------------------------------------------------------------------------------
-# The command
+# The commands. They alone import `sandbox`: training, which imports this file, does not need it.
 # ------------------------------------------------------------------------------------------------
 
 
 def updates(options: argparse.Namespace) -> str:
     """Greedy answers to the rows of our own format, by split, library and kind."""
+    from sandbox import passk
+
     passk.numbers(options.k, options.n)  # a slip of the hand shows now
     if options.rows < 0:
         raise ValueError(f"--rows is {options.rows}: give how many of each split, or 0 for all")
@@ -225,13 +277,12 @@ def updates(options: argparse.Namespace) -> str:
     else:
         policy = load(options.model, options.device, options.dtype)
         graded = report(policy, rows, options.max_new_tokens, "greedy answers")
-    keep(graded, options.out)  # now: to run them takes long, and may be stopped
+    save(graded, options.out)  # now: to run them takes long, and may be stopped
     tables = []
     if options.run:
         graded = executed(graded, options)
-        keep(graded, options.out)
-        by_kind = execute.table(grouped(graded, "kind"), "kind")
-        tables = [execute.table(graded), by_kind, execute.remarks(graded)]
+        save(graded, options.out)
+        tables = by_execution(graded)
     tables.append(breakdown(graded))
     for title, of in (("library", "dependency"), ("kind", "kind")):
         tables.append(breakdown(grouped(graded, of), title))
@@ -256,7 +307,7 @@ def grouped(graded: Report, field: str) -> Report:
     return dict(sorted(groups.items()))
 
 
-def keep(graded: Report, out: str) -> None:
+def save(graded: Report, out: str) -> None:
     """Write the answers to a file, if one is asked for."""
     if out:
         Path(out).write_text(lines(graded), encoding="utf-8")
@@ -304,21 +355,32 @@ def executed(report: Report, options: argparse.Namespace) -> Report:
 
     Code is run in whatever form it came: `asked` tells which answers have the form asked for.
     """
-    kind, notice = sandbox.choose(options.sandbox)
+    from sandbox import choose, rows
+
+    kind, notice = choose(options.sandbox)
     print(notice, file=sys.stderr)
     unsure = [g for graded in report.values() for g in graded if not g.exact_any]
     codes = [(g.example, reward.any_code(g.text)) for g in unsure]
-    ran = iter(execute.outcomes(codes, options.envs, kind))
-    right = execute.Outcome(execute.RIGHT)
+    ran = iter(rows.outcomes(codes, options.envs, kind))
+    right = rows.Outcome(rows.RIGHT)
     return {
         split: [replace(g, **(right if g.exact_any else next(ran))._asdict()) for g in graded]
         for split, graded in report.items()
     }
 
 
+def by_execution(report: Report) -> list[str]:
+    """Tables by split and by kind of what came of running the answers, and which ones to read."""
+    from sandbox import rows
+
+    return [rows.table(report), rows.table(grouped(report, "kind"), "kind"), rows.remarks(report)]
+
+
 def breakdown(groups: Report, title: str = "split") -> str:
     """Markdown: one row a group; copies and exact match with 95 % bootstrap intervals, of code in
     the asked form and of code in any form."""
+    from sandbox import passk
+
     heads = ("rows", "EM*", "ES*", "format", "copies", "exact", "copies, any form")
     table = [f"| {' | '.join([title, *heads, 'exact, any form'])} |", "|---" * 9 + "|"]
     for name, graded in groups.items():
@@ -339,6 +401,8 @@ def breakdown(groups: Report, title: str = "split") -> str:
 
 def sampled(policy: Policy, rows: dict[str, list[data.Example]], options) -> str:
     """Markdown: Pass@k of sampled answers by exact match, of code as asked and in any form."""
+    from sandbox import passk
+
     ks = passk.numbers(options.k, options.n)
     heads = [f"Pass@{k}{form}" for form in ("", ", any form") for k in ks]
     table = [f"| split | {' | '.join(heads)} |", "|---" * (len(heads) + 1) + "|"]
@@ -367,92 +431,53 @@ def sample_texts(policy: Policy, prompts: list[list[int]], options, generator) -
 
 def benchmark(options: argparse.Namespace) -> str:
     """Pass@k of a published benchmark, of a model's samples or of those in a file."""
+    from sandbox import Box, benchmarks, choose, passk
+
     items = benchmarks.read(options.command, options.data)
-    kind, notice = sandbox.choose(options.sandbox)
+    kind, notice = choose(options.sandbox)
     print(notice, file=sys.stderr)
-    box = sandbox.Box(options.python, kind, passk.LIMITS)
     if options.predictions:
-        samples, both = passk.predictions(options.command, options.predictions, items), False
-        least = min(map(len, samples.values()))
-        judged = [item for item in items if item.id in samples]
-        if len(judged) < len(items):
-            missing = len(items) - len(judged)
+        source = passk.predictions(options.command, options.predictions, items)
+        known = [item for item in items if item.id in source]
+        if len(known) < len(items):
+            missing = len(items) - len(known)
             print(f"{missing} of {len(items)} items have no sample", file=sys.stderr)
-        source = samples
-
-        def draw(part: list[benchmarks.Item]) -> list[tuple[passk.Codes, list[bool]]]:
-            return [(samples[item.id], []) for item in part]  # code, so that it has no form
-
+        ks, both = passk.numbers(options.k, min(map(len, source.values()))), False
+        items, sampler = known, partial(given, source)
     else:
-        judged, least, both = items, options.n, options.ask == "think"
-        passk.numbers(options.k, least)
+        ks, both = passk.numbers(options.k, options.n), options.ask == "think"
         policy = load(options.model, options.device, options.dtype)
         options.dtype = str(policy.dtype)[6:]  # not "auto": another machine may choose otherwise
         names = ("model", "ask", "n", "temperature", "top_p", "max_new_tokens", "seed", "dtype")
         source = {name: getattr(options, name) for name in names}
-
-        def draw(part: list[benchmarks.Item]) -> list[tuple[passk.Codes, list[bool]]]:
-            # Seeded by the items, so that a run that goes on draws what it would have drawn.
-            seed = int(passk.fingerprint(seed=options.seed, first=part[0].id), 16) % 2**62
-            generator = torch.Generator().manual_seed(seed)
-            prompts = [benchmarks.prompt(x, policy.tokenizer, options.ask) for x in part]
-            texts = sample_texts(policy, prompts, options, generator)
-            codes = [reward.any_code(text) for text in texts]
-            forms = [not both or reward.extract_code(text) is not None for text in texts]
-            cuts = [slice(i, i + options.n) for i in range(0, len(codes), options.n)]
-            return [(codes[cut], forms[cut]) for cut in cuts]
-
-    ks = passk.numbers(options.k, least)
-    passk.check_interpreter(box, judged)
+        sampler = partial(codes, policy, options)
+    box = Box(options.python, kind, passk.LIMITS)
+    passk.check_interpreter(box, items)
     run = passk.fingerprint(items=items, source=source, python=options.python, kind=kind)
     out = Path(options.out) if options.out else None
-    return passk.summary(passk.evaluate(judged, draw, box, out, run), ks, both)
+    return passk.summary(passk.run_items(items, sampler, box, out, run), ks, both)
 
 
-def parser() -> argparse.ArgumentParser:
-    """Three commands with the flags that each reads."""
-    parser = argparse.ArgumentParser(description=__doc__.partition("\n")[0], allow_abbrev=False)
-    commands = parser.add_subparsers(dest="command", required=True, metavar="COMMAND")
-    about = {
-        "updates": "our own splits, or a file in our format or the paper's: greedy exact match",
-        "codeupdatearena": "CodeUpdateArena, unit tests with and without the update",
-        "humaneval": "HumanEval or HumanEval+, unit tests",
-    }
-    for name, text in about.items():
-        flag = commands.add_parser(name, help=text, description=text).add_argument
-        own = name == "updates"
-        flag("--model", default="", help="folder, run's checkpoint or hub id (default: bundled)")
-        flag(
-            "--data",
-            required=not own,
-            default="",
-            help="the file (updates: or several, a,b; default bundled)",
-        )
-        flag("--out", default="", help="JSON-lines file, a line an answer or item")
-        flag("--n", type=int, default=1 if own else 5, help="samples of each (default %(default)s)")
-        flag("--k", default="1", metavar="K,K", help="which Pass@k, such as 1,5 (default 1)")
-        flag("--temperature", type=float, help="of these samples (0.8; 0, greedy, for --n 1)")
-        flag("--top-p", type=float, default=0.7, help="of these samples (0.7)")
-        longest = {"updates": 384, "codeupdatearena": 512, "humaneval": 768}[name]
-        flag("--max-new-tokens", type=int, default=longest, help="longest answer (%(default)s)")
-        flag("--seed", type=int, default=0, help="of sampling")
-        flag("--device", default="auto", help="cpu, cuda, mps ... (auto: the GPU if there is one)")
-        flag("--dtype", default="auto", choices=DTYPES, help="auto: the faster one here")
-        if own:
-            flag("--split", default="", help="such as test,test_2026 (default: all but test_2026)")
-            flag("--rows", type=int, default=0, help="of each split, at most; 0 is all")
-            flag("--answers", default="", metavar="FILE", help="answers of a run, not a model's")
-            flag("--run", action="store_true", help="judge them by execution, too (needs uv)")
-            flag("--envs", default="", metavar="FOLDER", help="keep the releases' environments")
-        else:
-            flag("--predictions", default="", metavar="FILE", help="samples, or: reference")
-            flag("--python", default=sys.executable, metavar="PATH", help="interpreter to run in")
-        if name == "humaneval":
-            text = "plain: as anybody asks a chat model, think: as the paper does (%(default)s)"
-            flag("--ask", default="plain", choices=("plain", "think"), help=text)
-        flag("--sandbox", default="", metavar="bwrap|plain", help="default: the better at hand")
-    commands.choices["codeupdatearena"].set_defaults(ask="think")
-    return parser
+def given(samples: dict[str, list], items: list) -> list[tuple[list, list]]:
+    """The samples of a file, which are code: no form was asked for."""
+    return [(samples[item.id], []) for item in items]
+
+
+def codes(policy: Policy, options: argparse.Namespace, items: list) -> list[tuple[list, list]]:
+    """The code of n sampled answers to each item, and whether each has the form asked for.
+
+    Seeded by the items, so that a run that goes on samples what it would have sampled.
+    """
+    from sandbox import benchmarks, passk
+
+    seed = int(passk.fingerprint(seed=options.seed, first=items[0].id), 16) % 2**62
+    prompts = [benchmarks.prompt(item, policy.tokenizer, options.ask) for item in items]
+    texts = sample_texts(policy, prompts, options, torch.Generator().manual_seed(seed))
+    any_form = options.ask != "think"
+    found = [reward.any_code(text) for text in texts]
+    asked = [any_form or reward.extract_code(text) is not None for text in texts]
+    cuts = [slice(i, i + options.n) for i in range(0, len(found), options.n)]
+    return [(found[cut], asked[cut]) for cut in cuts]
 
 
 def main(arguments: list[str] | None = None) -> int:

@@ -151,7 +151,7 @@ def modules(row: Row) -> tuple[str, ...]:
 def listen(warned, own):
     """From now on add each deprecation to `warned`: category, whether a line of `own` warns, text.
 
-    What counts as one is said here alone: `data/execute.py` hands on this source, too.
+    What counts as one is said here alone: `sandbox/rows.py` hands on this source, too.
     """
     import warnings
 

@@ -14,7 +14,7 @@ import torch
 
 sys.path.insert(0, str(Path(__file__).parent.parent))
 
-from data import benchmarks  # noqa: E402
+from data import json_lines  # noqa: E402
 from policy import load  # noqa: E402
 from rollout import packs, written  # noqa: E402
 
@@ -33,7 +33,7 @@ def surprise(name: str, rows: list[dict]) -> tuple[torch.Tensor, torch.Tensor]:
 
 
 def main(path: str, *names: str) -> None:
-    rows = [row for _, row in benchmarks.rows(Path(path))]
+    rows = [row for _, row in json_lines(path)]
     first = None
     for name in names:
         nats, tokens = surprise(name, rows)

@@ -11,10 +11,9 @@ from transformers import AutoTokenizer
 
 import data
 import evaluate
-import passk as bench
-from data import benchmarks
-from passk import Result
-from sandbox import Box
+from sandbox import Box, benchmarks
+from sandbox import passk as bench
+from sandbox.passk import Result
 
 # ---- items of our own, in the published formats -------------------------------------------------
 
@@ -246,7 +245,7 @@ def test_pass_at_k_is_the_share_of_choices_with_a_pass():
 
 def test_the_interval_is_that_of_items_drawn_anew():
     """An interval over samples instead of items would be too narrow."""
-    assert bench.bootstrap([1.0] * 7) == bench.Score(1.0, 1.0, 1.0, 7)
+    assert bench.bootstrap([1.0] * 7) == bench.Estimate(1.0, 1.0, 1.0, 7)
     # A mean of 100 draws of 0 or 1, half each, has a deviation of 0.05: 0.5 -+ 1.96 * 0.05.
     s = bench.bootstrap([0.0, 1.0] * 50)
     assert s.mean == 0.5 and abs(s.low - 0.402) < 0.02 and abs(s.high - 0.598) < 0.02
@@ -265,11 +264,11 @@ def test_what_could_not_run_is_left_out_and_upass_needs_the_update():
     assert [bench.counts(r, False) for r in RESULTS] == [(3, 2), (3, 0), (2, 2), (3, 1)]
     assert [bench.counts(r, True) for r in RESULTS] == [(3, 1), (3, 0), (2, 2), (2, 0)]
     # Pass@1: 2/3, 0, 2/2 and 1/3. Pass@3: c is judged twice only, the others are 1, 0 and 1.
-    assert bench.score(RESULTS, 1).mean == pytest.approx((2 / 3 + 0 + 1 + 1 / 3) / 4)
-    assert bench.score(RESULTS, 3).mean == pytest.approx(2 / 3)
-    assert bench.score(RESULTS, 3).items == 3
-    assert bench.score(RESULTS, 1, True).mean == pytest.approx((1 / 3 + 0 + 1 + 0) / 4)
-    assert bench.score(RESULTS, 4) is None
+    assert bench.estimate(RESULTS, 1).mean == pytest.approx((2 / 3 + 0 + 1 + 1 / 3) / 4)
+    assert bench.estimate(RESULTS, 3).mean == pytest.approx(2 / 3)
+    assert bench.estimate(RESULTS, 3).items == 3
+    assert bench.estimate(RESULTS, 1, True).mean == pytest.approx((1 / 3 + 0 + 1 + 0) / 4)
+    assert bench.estimate(RESULTS, 4) is None
 
 
 def test_the_table_has_all_packages_and_kinds():
@@ -336,15 +335,15 @@ def test_an_interrupted_run_goes_on_with_what_is_missing(tmp_path, monkeypatch):
     out, asked = tmp_path / "out.jsonl", []
     monkeypatch.setattr(bench, "ROUND", 2)
 
-    def draw(part):
+    def sampler(part):
         asked.append([item.id for item in part])
         if len(asked) == 2:
             raise KeyboardInterrupt
         return [([item.reference], [True]) for item in part]
 
     with pytest.raises(KeyboardInterrupt):
-        bench.evaluate(items, draw, Box(), out, "r")
-    results = bench.evaluate(items, draw, Box(), out, "r")
+        bench.run_items(items, sampler, Box(), out, "r")
+    results = bench.run_items(items, sampler, Box(), out, "r")
     assert asked == [["0", "1"], ["2"], ["2"]]
     assert [r.id for r in results] == ["0", "1", "2"]
     assert sorted(json.loads(line)["id"] for line in out.read_text().splitlines()) == [*"012"]
@@ -458,7 +457,7 @@ def test_verdicts_do_not_depend_on_the_order_of_the_run(tmp_path):
     item = benchmarks.read("codeupdatearena", _write(tmp_path / "a.jsonl", GROUPED))[0]
     codes = [TILE["ref_solution"], "def tile(*a): return 1", None]
     for order in itertools.permutations(range(3)):
-        result = bench.judge(item, [codes[i] for i in order], Box())
+        result = bench.run_samples(item, [codes[i] for i in order], Box())
         assert [result.verdicts[order.index(i)] for i in range(3)] == ["pass", "fail", "fail"]
 
 

@@ -15,10 +15,8 @@ from pathlib import Path
 
 import pytest
 
-import judge
 import sandbox
-import wire
-from sandbox import Box, Limits, Task, Verdict, at_once, run, run_all
+from sandbox import Box, Limits, Task, Verdict, at_once, judge, run, run_all, wire
 
 CPU, WALL, FILE, FILES, PROCESSES = 2, 6, 8 << 20, 40, 10  # small limits, so that tests are quick
 MEMORY = (3 << 30) + (os.getpid() << 12)  # bytes; odd enough to find our keepers in /proc by it

@@ -1,6 +1,6 @@
 """Pass@k and UPass@k: samples in, run in the sandbox, what they add up to out.
 
-    results = evaluate(items, draw, box, out, name)       # items: data/benchmarks.py
+    results = run_items(items, sampler, box, out, name)   # items: benchmarks.py
     print(summary(results, [1, 5]))
 
 A sample passes if every unit test passes. Where the benchmark has updates, all tests run with the
@@ -26,15 +26,14 @@ from tqdm import tqdm
 
 import data
 import sandbox
-from data import benchmarks
-from data.benchmarks import Item
-from sandbox import Box, Limits, Task, Verdict
+from sandbox import Box, Limits, Task, Verdict, benchmarks
+from sandbox.benchmarks import Item
 
 LIMITS = Limits(cpu=15, memory=8 << 30)  # seconds: what CodeUpdateArena gives a test; bytes
-ROUND = 32  # items that are sampled, then judged, together
+ROUND = 32  # items that are sampled, then run, together
 Codes = list[str | None]  # the samples of one item; None: the answer held no code
 # The samples of each item, and whether each has the form that was asked for.
-Draw = Callable[[list[Item]], list[tuple[Codes, list[bool]]]]
+Sampler = Callable[[list[Item]], list[tuple[Codes, list[bool]]]]
 
 # ---- one sample ---------------------------------------------------------------------------------
 
@@ -53,19 +52,19 @@ class Result:
     asked: list[bool] = field(default_factory=list)  # has the form asked for; []: all have
 
 
-def judge(item: Item, codes: Codes, box: Box, asked: list[bool] | None = None) -> Result:
+def run_samples(item: Item, codes: Codes, box: Box, asked: list[bool] | None = None) -> Result:
     """Run every sample of one item; equal samples run once."""
     seen: dict[str | None, tuple[Verdict, str]] = {}
     for code in codes:
         if code not in seen:
-            seen[code] = _judge_one(item, code, box)
+            seen[code] = _run_sample(item, code, box)
     verdicts, without = zip(*(seen[code] for code in codes), strict=True)
     outcomes, reasons = zip(*((v.outcome, v.reason) for v in verdicts), strict=True)
     lists = (list(x) for x in (outcomes, reasons, without, codes, asked or []))
     return Result(item.id, item.package, item.kind, *lists)
 
 
-def _judge_one(item: Item, code: str | None, box: Box) -> tuple[Verdict, str]:
+def _run_sample(item: Item, code: str | None, box: Box) -> tuple[Verdict, str]:
     """The verdict with the update, and the outcome without it where that one is a pass."""
     if code is None:
         return Verdict("fail", "the answer holds no code"), ""
@@ -83,11 +82,11 @@ def _judge_one(item: Item, code: str | None, box: Box) -> tuple[Verdict, str]:
 
     for verdict in sandbox.run_all(tasks(), box):
         rounds[-1].append(verdict)
-    unneeded = _whole(rounds[1]).outcome if len(rounds) > 1 and item.without is not None else ""
-    return _whole(rounds[0]), unneeded
+    unneeded = _overall(rounds[1]).outcome if len(rounds) > 1 and item.without is not None else ""
+    return _overall(rounds[0]), unneeded
 
 
-def _whole(verdicts: list[Verdict]) -> Verdict:
+def _overall(verdicts: list[Verdict]) -> Verdict:
     """Of several tests: the first that is no pass, else a pass."""
     return next((v for v in verdicts if v.outcome != "pass"), Verdict("pass"))
 
@@ -118,7 +117,7 @@ def pass_at_k(n: int, c: int, k: int) -> float:
 
 
 @dataclass(frozen=True)
-class Score:
+class Estimate:
     """A mean over items, and the interval that holds it in 95 % of bootstrap resamples."""
 
     mean: float
@@ -127,16 +126,16 @@ class Score:
     items: int
 
 
-def bootstrap(values: list[float], draws: int = 2000) -> Score:
+def bootstrap(values: list[float], resamples: int = 2000) -> Estimate:
     """Mean of `values`, one an item, with a 95 % percentile interval over items drawn anew."""
     x = np.asarray(values, dtype=np.float64)
-    places = np.random.default_rng(0).integers(0, len(x), (draws, len(x)))
+    places = np.random.default_rng(0).integers(0, len(x), (resamples, len(x)))
     low, high = np.quantile(x[places].mean(axis=1), (0.025, 0.975))
-    return Score(float(x.mean()), float(low), float(high), len(x))
+    return Estimate(float(x.mean()), float(low), float(high), len(x))
 
 
 def counts(result: Result, needs_update: bool, asked: bool = True) -> tuple[int, int]:
-    """(samples that could be judged, samples that pass); `needs_update`: and fail without it.
+    """(samples that could be run, samples that pass); `needs_update`: and fail without it.
 
     `asked`: a sample in another form than was asked for fails, whatever its code does.
     """
@@ -152,18 +151,18 @@ def counts(result: Result, needs_update: bool, asked: bool = True) -> tuple[int,
     return n, c
 
 
-def score(
+def estimate(
     results: list[Result], k: int, needs_update: bool = False, asked: bool = True
-) -> Score | None:
-    """Pass@k (UPass@k: `needs_update`) over the items with k judged samples; None if none has."""
+) -> Estimate | None:
+    """Pass@k (UPass@k: `needs_update`) over the items with k samples that ran; None if none has."""
     pairs = [counts(result, needs_update, asked) for result in results]
     values = [pass_at_k(n, c, k) for n, c in pairs if n >= k]
     return bootstrap(values) if values else None
 
 
-def percent(score: Score) -> str:
+def percent(found: Estimate) -> str:
     """A mean in percent with its interval."""
-    return f"{100 * score.mean:.1f} [{100 * score.low:.1f}, {100 * score.high:.1f}]"
+    return f"{100 * found.mean:.1f} [{100 * found.low:.1f}, {100 * found.high:.1f}]"
 
 
 def numbers(text: str, samples: int) -> list[int]:
@@ -191,8 +190,8 @@ def table(results: list[Result], ks: list[int], both: bool = False) -> str:
         for value in sorted({getattr(r, name) for r in results} - {""}):
             groups[value] = [r for r in results if getattr(r, name) == value]
     for title, rows in groups.items():
-        scores = [score(rows, k, u, asked) for asked, k, u in columns]
-        cells = [percent(s) if s else "-" for s in scores]
+        shares = [estimate(rows, k, u, asked) for asked, k, u in columns]
+        cells = [percent(share) if share else "-" for share in shares]
         lines.append(f"| {title} | {len(rows)} | {' | '.join(cells)} |")
     return "\n".join(lines)
 
@@ -264,11 +263,13 @@ def predictions(benchmark: str, path: str, items: list[Item]) -> dict[str, Codes
 # ---- the run ------------------------------------------------------------------------------------
 
 
-def evaluate(items: list[Item], draw: Draw, box: Box, out: Path | None, run: str) -> list[Result]:
-    """The results of all items, in their order: those in `out`, and the others judged and added.
+def run_items(
+    items: list[Item], sampler: Sampler, box: Box, out: Path | None, run: str
+) -> list[Result]:
+    """The results of all items, in their order: those in `out`, and the others run and added.
 
-    Samples are drawn for ROUND items at a time, then judged on all cores, so that a stopped run has
-    lost no more than a round.
+    ROUND items at a time are sampled, then run on all cores, so that a stopped run has lost no more
+    than a round.
     """
     done = {result.id: result for result in read_results(out, run)} if out else {}
     todo = [item for item in items if item.id not in done]
@@ -276,8 +277,8 @@ def evaluate(items: list[Item], draw: Draw, box: Box, out: Path | None, run: str
     with bar, open(out or os.devnull, "a", encoding="utf-8") as file:
         for start in range(0, len(todo), ROUND):
             part = todo[start : start + ROUND]
-            jobs = list(zip(part, *zip(*draw(part), strict=True), strict=True))
-            for _, result in sandbox.at_once(lambda job: judge(*job[:2], box, job[2]), jobs):
+            jobs = list(zip(part, *zip(*sampler(part), strict=True), strict=True))
+            for _, result in sandbox.at_once(lambda job: run_samples(*job[:2], box, job[2]), jobs):
                 done[result.id] = result
                 file.write(line(result, run))
                 file.flush()

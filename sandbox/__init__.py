@@ -35,17 +35,17 @@ from concurrent.futures import ThreadPoolExecutor, as_completed
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 
-import judge
-import wire
+from sandbox import judge, wire
 
 OUTCOMES = ("pass", "fail", "could-not-run")
-# Both files reach the child as text: it need not see the folder that they lie in.
+# Both files reach the child as text and under the names that they have here, so that the imports in
+# them hold there, too: it need not see the folder that they lie in.
 SOURCES = {x.__name__: Path(x.__file__).read_text(encoding="utf-8") for x in (wire, judge)}
 INSIDE = f"""import json, sys, types
 for name, text in {SOURCES!r}.items():
     sys.modules[name] = types.ModuleType(name)
     exec(compile(text, name + ".py", "exec"), vars(sys.modules[name]))
-sys.modules["judge"].main(json.loads(sys.argv[1]))
+sys.modules["sandbox.judge"].main(json.loads(sys.argv[1]))
 """
 OLDEST = [3, 10]  # what `judge.py` and `wire.py` need
 UIDS = range(61184, 65184)  # Linux distributions leave these to services that come and go

@@ -4,7 +4,7 @@ A result arrives as a builtin type, an array, a tensor or a formula, built here 
 list: never as an object that brings code, or an `__eq__`, of its own. What has no such form stays
 where it is, and a `Remote` stands for it.
 
-Runs inside the sandbox, in the benchmark's interpreter: the standard library alone is needed.
+Runs inside the sandbox, in the interpreter of the box: the standard library alone is needed.
 """
 
 from __future__ import annotations

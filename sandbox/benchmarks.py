@@ -8,7 +8,7 @@ The files are read as they are published, JSON lines, gzip or not. CodeUpdateAre
 item a line; its lists may be joined to one string. HumanEval: arXiv 2107.03374; HumanEval+ in the
 same format: arXiv 2305.01210.
 
-Not here: how programs are run (`sandbox.py`) and what their verdicts add up to (`evaluate.py`).
+Not here: how programs are run (`__init__.py`) and what their verdicts add up to (`passk.py`).
 """
 
 import ast

@@ -1,4 +1,4 @@
-"""Answers judged by execution: run in the release that their row is about, beside the true code.
+"""Answers by execution: run in the release that their row is about, beside the true code.
 
     outcomes([(example, code), ...])   -> [Outcome("right"), Outcome("wrong", "NameError"), ...]
 
@@ -32,8 +32,8 @@ from typing import NamedTuple
 from tqdm import tqdm
 
 import sandbox
-from data import Example, guard
-from sandbox import Box, Limits, Task, Verdict
+from data import Example
+from sandbox import Box, Limits, Task, Verdict, guard
 
 RIGHT, WRONG, UNKNOWN = "right", "wrong", "could-not-run"
 # Whole outputs are compared, so that nothing may be cut; libraries map much more than they use.
@@ -80,14 +80,13 @@ def outcomes(
         if example in rows and code is not None and code not in codes[example]:
             codes[example].append(code)
     how = {"total": len(codes), "desc": "answers, run", "unit": "row", "dynamic_ncols": True}
-    judged = {
+    known = {
         (example, code): outcome
         for example, found in tqdm(by_release(rows, codes, envs, kind), **how)
         for code, outcome in found.items()
     }
     return [
-        NO_CODE if code is None else judged.get((example, code), NO_ROW)
-        for example, code in answers
+        NO_CODE if code is None else known.get((example, code), NO_ROW) for example, code in answers
     ]
 
 
@@ -181,7 +180,7 @@ def one_code(row, code: str, truth, run: Callable) -> Outcome:
         if why := guard.shirks(row.old_code, row.new_code, code):
             return Outcome(WRONG, why)
     except SyntaxError:
-        return Outcome(UNKNOWN, "its syntax is newer than that of the Python that judges it")
+        return Outcome(UNKNOWN, "its syntax is newer than that of the Python that checks it")
     for other, varied in guard.variations(row.old_code, row.new_code, code):
         expected = run(other)
         if expected.outcome == "ok" and expected.printed != truth.printed:

@@ -1,6 +1,6 @@
 """Inside the sandbox: a judge that holds the test, and a candidate that never sees it.
 
-`sandbox.py` starts this file in the benchmark's interpreter; the standard library alone is needed.
+`__init__.py` sends this file to the interpreter of the box; the standard library alone is needed.
 There are three kinds of process:
 
     keeper      imports the libraries once, forks the other two for each test, ends and reaps all
@@ -29,7 +29,7 @@ import tempfile
 import types
 from collections.abc import Callable, Iterator
 
-from wire import Gone, Wire, receive, send
+from sandbox.wire import Gone, Wire, receive, send
 
 # ---- candidate and judge ------------------------------------------------------------------------
 
