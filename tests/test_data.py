@@ -254,7 +254,7 @@ def test_the_new_folders_are_files_of_their_own(built):
     + [("updates_behaviour", x) for x in ("2025-12-01", "", "26")],
 )
 def test_a_new_release_has_its_date(built, folder, date):
-    """Prevents: an update that a model may know passes for a new one, or the newest is trained on."""
+    """Prevents: an update that a model may know passes for a new one, or is trained on."""
     with pytest.raises(ValueError, match=rf"{folder}/toy\.yaml, new-0: 'released' must be"):
         built(NEW | {"released": date}, folder=folder)
 
