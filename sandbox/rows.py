@@ -106,11 +106,12 @@ def by_release(
 
 def releases(examples: Iterable[Example]) -> dict:
     """The `verify.Row` of each example that is a row of our own sources."""
-    verify = _verify()
-    sources, found = verify.build.sources(), {}
+    verify, found = _verify(), {}
     by_id = {example.id: example for example in examples}
-    for library in sorted({example.dependency.lower() for example in by_id.values()}):
-        for row in (row for path in sources.get(library, ()) for row in verify.rows(path)):
+    libraries = {example.dependency.lower() for example in by_id.values()}
+    sources = (source for file in verify.RECORDS for source in verify.build.sources(file).items())
+    for path in (path for library, paths in sources if library in libraries for path in paths):
+        for row in verify.rows(path):
             example = by_id.get(row.id)
             if example and (example.old_code, example.new_code) == (row.old_code, row.new_code):
                 found[example] = row

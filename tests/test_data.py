@@ -337,7 +337,7 @@ def test_the_new_folders_are_files_of_their_own(built):
     rows of changed behaviour cut to four."""
     many = [{"old": f"print(g, {n})", "new": f"print(h, {n})"} for n in range(8)]
     built({})
-    built({"id": "how", "usages": many}, folder="updates_behaviour")
+    built({"id": "how", "released": "2024-01-01", "usages": many}, folder="updates_behaviour")
     [row] = built(NEW, folder="updates_2026", library="jax", file="updates_2026")
     assert (row["split"], row["released"]) == ("test_2026", "2026-03-01")
     rows = {file: text.count("\n") for file, text in build.build().items()}
@@ -345,11 +345,15 @@ def test_the_new_folders_are_files_of_their_own(built):
     assert '"released"' not in build.build()["updates"]
 
 
-@pytest.mark.parametrize("date", ["2025-12-01", "", "soon", "1 March 2026"])
-def test_a_release_of_2026_has_its_date(built, date):
-    """Prevents: an update that a model may know passes for a new one."""
-    with pytest.raises(ValueError, match=r"updates_2026/toy\.yaml, new-0: 'released' must be"):
-        built(NEW | {"released": date}, folder="updates_2026")
+@pytest.mark.parametrize(
+    ("folder", "date"),
+    [("updates_2026", x) for x in ("2025-12-01", "", "soon", "1 March 2026")]
+    + [("updates_behaviour", x) for x in ("2025-12-01", "", "26")],
+)
+def test_a_new_release_has_its_date(built, folder, date):
+    """Prevents: an update that a model may know passes for a new one, or is trained on."""
+    with pytest.raises(ValueError, match=rf"{folder}/toy\.yaml, new-0: 'released' must be"):
+        built(NEW | {"released": date}, folder=folder)
 
 
 @pytest.mark.parametrize(
@@ -367,7 +371,8 @@ def test_a_release_of_2026_has_its_date(built, date):
 def test_an_edit_of_two_files_is_refused(built, folder, update, library, refused):
     """Prevents: a question of 2026 that training answers, or a held-out library to train on."""
     built({})
-    update = NEW | usage("print(a)", "print(b)") | update
+    date = {"released": "2024-01-01" if folder == "updates_behaviour" else "2026-03-01"}
+    update = NEW | date | usage("print(a)", "print(b)") | update
     if refused:
         with pytest.raises(ValueError, match=refused):
             built(update, folder=folder, library=library)
@@ -378,11 +383,12 @@ def test_an_edit_of_two_files_is_refused(built, folder, update, library, refused
 def test_an_edit_to_train_on_may_not_be_asked(built):
     """Prevents: rows that are added to training answer a held-out library's."""
     built({}, library="jax")
-    built({"id": "new", "released": "2026-03-01", **usage("x(e)", "x(f)")}, folder="updates_2026")
+    built(NEW | usage("x(e)", "x(f)"), folder="updates_2026")
+    how = {"id": "how", "released": "2024-01-01"}
     with pytest.raises(ValueError, match=r"toy-0: split train has this edit, too, in how-0"):
-        built({"id": "how"}, folder="updates_behaviour")
+        built(how, folder="updates_behaviour")
     with pytest.raises(ValueError, match=r"new-0: split train has this edit, too, in how-0"):
-        built({"id": "how", **usage("y(e)", "y(f)")}, folder="updates_behaviour")
+        built(how | usage("y(e)", "y(f)"), folder="updates_behaviour")
 
 
 def test_an_id_that_two_rows_have_is_refused(built):
