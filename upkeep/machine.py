@@ -4,6 +4,7 @@ Not here: anything about models or training.
 """
 
 import contextlib
+import ctypes
 import os
 import resource
 import signal
@@ -38,6 +39,19 @@ def cpu_quota(folder: Path) -> int:
         except (OSError, ValueError):  # not there, or "max": no limit
             continue
     return 2**15
+
+
+def return_freed_memory() -> None:
+    """Let freed tensors of 2 MB or more go back to the system at once, where glibc has the heap.
+
+    Left alone it keeps the holes that activations of many sizes leave behind: three passes of
+    Qwen2.5-Coder-0.5B, forwards and backwards, held 7.4 GB at most, and so 4.6.
+    """
+    with contextlib.suppress(AttributeError, OSError):
+        ctypes.CDLL(None).mallopt(M_MMAP_THRESHOLD, 2**21)
+
+
+M_MMAP_THRESHOLD = -3  # of malloc.h
 
 
 def peak_memory(device: str | torch.device) -> float:

@@ -39,6 +39,8 @@ def start(config: Config) -> tuple[Policy, State]:
     with ranks.in_turn():
         kept = checkpoint.newest(Path(config.resume)) if config.resume else None
     policy = load(str(kept) if kept else config.model, device, config.dtype)
+    if config.model:  # the toy is too small to gain
+        machine.return_freed_memory()
     # On the CPU, so that a run of one device can go on on another.
     generator = torch.Generator().manual_seed(config.seed)
     if not kept:
