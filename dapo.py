@@ -26,9 +26,8 @@ def token_weight(mask: Tensor) -> Tensor:  # bool [N, T] or [B, G, T] -> float, 
     """1 / sum_i |o_i| on each token: the mean over all tokens of the step (token mean, sec. 3.3).
 
     Call it once, on all N rows of an optimizer step, then slice: the mean of micro-batch means is
-    another number. (So did verl's FSDP actor, which is gone: now it counts the tokens of the step
-    on all ranks and divides by that, as here.) A row with no token weighs 0. All tokens weigh the
-    same, so a long answer weighs more than a short one.
+    another number. A row with no token weighs 0.
+    All tokens weigh the same, so a long answer weighs more than a short one.
     """
     count = mask.sum().clamp(min=1)  # [], sum_i |o_i|; an empty step is not 0 / 0
     return mask.float() / count  # [.., T]
@@ -46,6 +45,7 @@ def loss(
 ) -> tuple[Tensor, dict[str, float]]:  # [N, T] each, or broadcasting to it (adv [N, 1]) -> []
     """-sum(weight * min(r A, clip(r, 1 - eps_low, 1 + eps_high) A)), floored at c A if A < 0.
 
+    c = dual_clip > 1 + eps_high (arXiv 1912.09729): ReCode 10, verl 3, TRL none; None is off.
     Only `logp` gets a gradient. Where weight is 0 the inputs may hold anything, NaN included, and
     add exactly 0 to value and gradient. On-policy (logp == old_logp) every ratio is 1 and the value
     is -mean(A), about 0, but the gradient, -weight * A in logp, is not: watch reward, not loss.
@@ -53,17 +53,13 @@ def loss(
     The dict holds sums of weight * x, so add them over the micro-batches of a step (and divide by
     the step's weight.sum() if rows were empty): `clipfrac`, x = 1 where a clip took the gradient
     away, and its two parts, `clipfrac_low` with A < 0 and `clipfrac_high` with A > 0; `ratio`; and
-    `kl`, k3 to the reference, logged and never in the objective, 0.0 if there is no reference.
-
-    c = dual_clip > 1 + eps_high (arXiv 1912.09729): ReCode 10, verl 3, TRL none; None is off.
+    `kl`, k3 to the reference alone, 0.0 if there is no reference.
     """
-    live = weight > 0  # [N, T]
-    logp = clean(logp, live)
-    old_logp, adv = clean(old_logp, live).detach(), clean(adv, live).detach()  # [N, T]
+    logp, old_logp, adv, ref_logp = clean(weight, logp, old_logp, adv, ref_logp)  # [N, T]
     ratio = (logp - old_logp).clamp(-LOG_RATIO, LOG_RATIO).exp()
     # min takes the pessimistic side, so the clip only stops a push that has already gone far:
-    # A > 0, good token: above 1 + eps_high no further push up; below 1 - eps_low all of it stays.
-    # A < 0, bad token: below 1 - eps_low no further push down; above 1 + eps_high all of it stays.
+    # A > 0, good token: above the upper bound no further push up; below the lower one all of it.
+    # A < 0, bad token: below the lower bound no further push down; above the upper one all of it.
     # Clip-higher (sec. 3.1): a rare good token may gain 28 %, not 20, so exploration lives longer.
     unclipped = ratio * adv
     objective = torch.minimum(unclipped, ratio.clamp(1 - clip_low, 1 + clip_high) * adv)  # [N, T]
@@ -72,9 +68,7 @@ def loss(
         objective = torch.where(adv < 0, torch.maximum(objective, dual_clip * adv), objective)
     # J is maximised and optimizers minimise (as with NLL = -logp), so we negate.
     value = -(weight * objective).sum()  # []
-    k3 = torch.zeros_like(ratio)
-    if ref_logp is not None:
-        k3 = kl(logp, clean(ref_logp, live).detach())  # [N, T]
+    k3 = torch.zeros_like(ratio) if ref_logp is None else kl(logp, ref_logp)  # [N, T]
     cut = objective != unclipped
     sides = {"clipfrac_low": cut & (adv < 0), "clipfrac_high": cut & (adv > 0)}
     return value, report(weight, clipfrac=cut, **sides, ratio=ratio, kl=k3)

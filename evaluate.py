@@ -80,6 +80,7 @@ from transformers.utils import logging as transformers_logging
 import data
 import reward
 from policy import Policy, chosen_device, load
+from strip import same
 
 ROWS = 64  # rows that are decoded together
 HARD = 100  # rows of test_hard in a run's report, to save time: its programs are long
@@ -99,33 +100,28 @@ class Graded:
     copied: bool  # the code equals the old code, comments and blank lines aside
     exact_any: bool  # as exact and copied, of code in any form: see reward.any_code
     copied_any: bool
+    asked: bool  # there is code that parses, in the form that was asked for
     run: str = ""  # by execution, in any form: right, wrong or could-not-run; "": not asked for
     reason: str = ""  # why it is not right by execution
-
-    @property
-    def asked(self) -> bool:
-        """Whether there is code that parses, in the form that was asked for."""
-        return self.es > -2
 
 
 def grade(examples: list[data.Example], texts: list[str], device: str = "cpu") -> list[Graded]:
     """One record an answer, in order. Code in any form is looked for where the asked one lacks."""
     new, old = ([getattr(e, name) for e in examples] for name in ("new_code", "old_code"))
-    scored = reward.score(texts, new, "es_star", device, old)
-    columns = (scored[name].tolist() for name in ("format", "exact", "correctness", "copied"))
+    verdicts = reward.verdicts(texts, new, old)
+    em, es = (reward.price(verdicts, rule, device).tolist() for rule in ("em_star", "es_star"))
     graded = []
-    for example, text, layout, exact, es, copied in zip(examples, texts, *columns, strict=True):
-        em = 2.0 if exact else -2.0 if es == -2 else -1.5  # ES* is -2 only without parsing code
-        found = exact == 1, copied == 1
-        loose = found if es > -2 else in_any_form(example, text)
-        graded.append(Graded(example, text, layout, found[0], em, es, found[1], *loose))
+    for example, text, verdict, *worth in zip(examples, texts, verdicts, em, es, strict=True):
+        layout, (_, _, asked, exact, copied) = reward.format_reward(text), verdict
+        loose = (exact, copied) if asked else in_any_form(example, text)
+        graded.append(Graded(example, text, layout, exact, *worth, copied, *loose, asked))
     return graded
 
 
 def in_any_form(example: data.Example, text: str) -> tuple[bool, bool]:
     """Whether the code of an answer, in whatever form, is the true code, and the old code."""
     code = reward.any_code(text)
-    return reward.same(code, example.new_code), reward.same(code, example.old_code)
+    return same(code, example.new_code), same(code, example.old_code)
 
 
 def means(graded: list[Graded]) -> dict[str, float]:

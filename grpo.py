@@ -23,11 +23,11 @@ def token_weight(mask: Tensor) -> Tensor:  # bool [N, T] or [B, G, T] -> float, 
     """1 / (N |o_i|) on each token of row i: the mean over rows of each row's mean (sequence mean).
 
     Call it once, on all N rows of an optimizer step, then slice: the mean of micro-batch means is
-    another number. A row with no token weighs 0, and still counts in N as in TRL; verl leaves it
-    out of N. A token of a short answer weighs more than a token of a long one.
+    another number. A row with no token weighs 0.
+    It counts in N, as in TRL (not in verl). A token of a short answer outweighs one of a long one.
     """
-    count = mask.sum(dim=-1, keepdim=True).clamp(min=1)  # [.., 1], |o_i|; an empty row is not 0 / 0
-    return mask.float() / (mask[..., 0].numel() * count)  # [.., T]
+    count = mask[..., 0].numel() * mask.sum(dim=-1, keepdim=True).clamp(min=1)  # [.., 1], N |o_i|
+    return mask.float() / count  # [.., T]
 
 
 def loss(
@@ -48,24 +48,20 @@ def loss(
     The dict holds sums of weight * x, so add them over the micro-batches of a step (and divide by
     the step's weight.sum() if rows were empty): `clipfrac`, x = 1 where a clip took the gradient
     away, and its two parts, `clipfrac_low` with A < 0 and `clipfrac_high` with A > 0; `ratio`; and
-    `kl`, k3 to the reference without beta, 0.0 if there is no reference.
+    `kl`, k3 to the reference alone, 0.0 if there is no reference.
     """
     if beta and ref_logp is None:
         raise ValueError("beta > 0 needs ref_logp, the reference model's log-probabilities")
-    live = weight > 0  # [N, T]
-    logp = clean(logp, live)
-    old_logp, adv = clean(old_logp, live).detach(), clean(adv, live).detach()  # [N, T]
+    logp, old_logp, adv, ref_logp = clean(weight, logp, old_logp, adv, ref_logp)  # [N, T]
     ratio = (logp - old_logp).clamp(-LOG_RATIO, LOG_RATIO).exp()
     # min takes the pessimistic side, so the clip only stops a push that has already gone far:
-    # A > 0, good token: above 1 + eps no further push up; below 1 - eps the full push up stays.
-    # A < 0, bad token: below 1 - eps no further push down; above 1 + eps the full push down stays.
+    # A > 0, good token: above the upper bound no further push up; below the lower one all of it.
+    # A < 0, bad token: below the lower bound no further push down; above the upper one all of it.
     unclipped = ratio * adv
     objective = torch.minimum(unclipped, ratio.clamp(1 - clip, 1 + clip) * adv)  # [N, T]
     # J is maximised and optimizers minimise (as with NLL = -logp), so we negate.
     value = -(weight * objective).sum()  # []
-    k3 = torch.zeros_like(ratio)
-    if ref_logp is not None:
-        k3 = kl(logp, clean(ref_logp, live).detach())  # [N, T]
+    k3 = torch.zeros_like(ratio) if ref_logp is None else kl(logp, ref_logp)  # [N, T]
     if beta:
         value = value + beta * (weight * k3).sum()
     cut = objective != unclipped
@@ -77,12 +73,12 @@ def loss(
 
 
 def keep(score: Tensor) -> Tensor:  # [B, G] -> bool [B]
-    """All groups: GRPO trains on dead ones too, where every A is 0 and only the KL pulls."""
+    """All groups, those that cannot teach too: there every A is 0 and only the KL pulls."""
     return torch.ones_like(score[:, 0], dtype=torch.bool)
 
 
 def overlong_penalty(length: Tensor | int, max_length: int, buffer: int) -> Tensor:  # [N] -> [N]
-    """0: GRPO scores a long answer like a short one."""
+    """0: GRPO rewards a long answer like a short one."""
     return torch.zeros_like(torch.as_tensor(length).float())
 
 
@@ -131,9 +127,10 @@ def wide(x: Tensor) -> Tensor:
     return x.to(torch.promote_types(x.dtype, torch.float32))
 
 
-def clean(x: Tensor, live: Tensor) -> Tensor:  # [N, T] or [N, 1] -> [N, T]
-    """`x` with 0 where `live` is False. Multiplying by 0 later would not do: 0 * inf is NaN."""
-    return torch.where(live, wide(x), 0.0)
+def clean(weight: Tensor, logp: Tensor, *fixed: Tensor | None) -> tuple[Tensor | None, ...]:
+    """Each one wide, and 0 where weight is, for 0 * inf is NaN; only `logp` keeps its gradient."""
+    fixed = [x if x is None else x.detach() for x in fixed]
+    return tuple(x if x is None else torch.where(weight > 0, wide(x), 0.0) for x in (logp, *fixed))
 
 
 def report(weight: Tensor, **values: Tensor) -> dict[str, float]:

@@ -1,4 +1,4 @@
-"""Tests of reward.py: hand-computed values, a slow obvious twin, hostile input.
+"""Tests of reward.py, strip.py, edit_distance.py: hand-computed values, slow twins, hostile input.
 
 Each docstring names the fault that the test prevents. FAULTS are those of the original release.
 """
@@ -15,7 +15,9 @@ import pytest
 import torch
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
+import edit_distance
 import reward
+import strip
 
 CUDA = pytest.mark.skipif(not torch.cuda.is_available(), reason="no CUDA device here")
 DEVICES = ["cpu", pytest.param("cuda", marks=CUDA)]
@@ -222,7 +224,7 @@ def test_any_code_keeps_the_asked_form_and_raises_nothing():
 def test_the_reward_stays_strict():
     """Prevents: training that pays an answer outside the form that it teaches."""
     loose = "Sure!\n```python\nx = 1\n```"
-    assert reward.any_code(loose) == "x = 1" and reward.same("x  =  1 # so\n", "x  =  1")
+    assert reward.any_code(loose) == "x = 1" and strip.same("x  =  1 # so\n", "x  =  1")
     scores = reward.score([loose], ["x = 1"], "em_copy", old_codes=["y"])
     assert scores["total"].item() == -3 and scores["exact"].item() == 0
 
@@ -274,14 +276,14 @@ def without_docstrings(code: str) -> str:
     tree = ast.parse(code)
     for node in ast.walk(tree):
         if isinstance(node, ast.Module | ast.ClassDef | ast.FunctionDef | ast.AsyncFunctionDef):
-            while node.body and reward._is_bare_string(node.body[0]):
+            while node.body and strip._is_bare_string(node.body[0]):
                 del node.body[0]
             if not node.body and not isinstance(node, ast.Module):
                 node.body = [ast.Pass()]
     return ast.dump(tree)
 
 
-@pytest.mark.parametrize("module", [ast, copy, random, warnings, reward])
+@pytest.mark.parametrize("module", [ast, copy, random, warnings, reward, strip])
 def test_strip_comments_keeps_the_program(module):
     """On real files the text left over is another program, or a second pass changes it again."""
     code = Path(module.__file__).read_text(encoding="utf-8")
@@ -408,7 +410,7 @@ def test_levenshtein_does_not_depend_on_the_batch(monkeypatch):
     assert whole.tolist() == [
         reward.levenshtein([x], [y]).item() for x, y in zip(a, b, strict=True)
     ]
-    monkeypatch.setattr(reward, "MAX_CELLS", 20_000)
+    monkeypatch.setattr(edit_distance, "MAX_CELLS", 20_000)
     assert torch.equal(whole, reward.levenshtein(a, b))
 
 
