@@ -173,7 +173,7 @@ class Part:
     """Some groups of a minibatch, as many as one forward pass may hold."""
 
     groups: list[int]  # which of the rollout's B
-    weight: Tensor  # [b, G, T]; sums to 1 over all parts of a minibatch and its dead groups (Dr. GRPO: less)
+    weight: Tensor  # [b, G, T]; sums to 1 over all parts of a minibatch and its dead groups
     adv: Tensor  # [b, G, 1]
     old_logp: Tensor | None  # [b, G, T]; None: the policy still is the one that sampled
 

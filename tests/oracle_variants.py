@@ -1,7 +1,8 @@
 """Losses and gradients of the variants as TRL and verl compute them: test_variants.py keeps these.
 
-    pip install trl==1.16.0 verl==0.9.1 torch==2.13.0    in an environment of their own
-    python tests/oracle_variants.py                      -> a line each: loss, gradient in logp
+    pip install torch==2.13.0 trl==1.16.0 ray tensordict hydra-core codetiming pandas
+    pip install --no-deps verl==0.9.1                     it asks for an older transformers
+    python tests/oracle_variants.py                       -> a line each: loss, gradient in logp
 
 Their own functions run here: TRL's `GRPOTrainer._compute_loss` on a stand-in for the trainer, and
 verl's registry of policy losses. The numbers below are the input, in float64.

@@ -76,6 +76,18 @@ def test_settings_of_another_algorithm_are_refused_even_at_their_default():
     assert "group_size" not in Config(algo="sft").record()
 
 
+def test_clips_are_the_algorithms_own_unless_given():
+    """Prevents: GSPO with DAPO's clip, a thousand times its own; a clip that a flag cannot change;
+    a resumed run that takes another."""
+    for algo, clips in {"dapo": (0.2, 0.28), "gspo": (3e-4, 4e-4), "cispo": (0, 4)}.items():
+        config = parse(["--algo", algo])
+        assert (config.clip_low, config.clip_high) == clips
+        assert Config(**config.record()) == config
+    given = parse(["--algo", "gspo", "--clip-high", "0.01"])
+    assert (given.clip_low, given.clip_high) == (3e-4, 0.01)
+    assert parse(["--algo", "cispo", "--clip-high", "20"]).clip_high == 20  # no dual clip above it
+
+
 def test_every_field_is_a_flag_with_help(capsys):
     """Prevents: a setting that only an editor of the source can reach."""
     with pytest.raises(SystemExit):
