@@ -13,7 +13,10 @@ import sys
 from dataclasses import asdict, dataclass, field, fields
 from pathlib import Path
 
-RL = ("grpo", "dapo")  # the algorithms that sample
+RL = ("grpo", "dapo", "drgrpo", "gspo", "cispo")  # the algorithms that sample
+ALGOS = (*RL, "sft")
+# Lower and upper clip where none is given: as dapo.py and variants.py have them, from the papers.
+CLIPS = {"dapo": (0.2, 0.28), "gspo": (3e-4, 4e-4), "cispo": (0.0, 4.0)}
 
 
 def flag(default, meaning: str, choices: tuple = (), only: tuple = ()):
@@ -25,7 +28,7 @@ def flag(default, meaning: str, choices: tuple = (), only: tuple = ()):
 class Config:
     """Everything a run depends on. The defaults suit the bundled policy."""
 
-    algo: str = flag("grpo", "algorithm", ("grpo", "dapo", "sft"))
+    algo: str = flag("grpo", "algorithm", ALGOS)
     model: str = flag(
         "",
         "folder, hub id or .gguf file of a causal language model, or one that packages carry: "
@@ -58,11 +61,21 @@ class Config:
         0, "soft zone before --max-new-tokens, tokens, 0 is off", only=("dapo",)
     )
     # advantage and loss
-    scale: bool = flag(True, "divide the advantage by the group's std (Dr. GRPO does not)", only=RL)
-    clip: float = flag(0.2, "the ratio is clipped to 1 - clip ... 1 + clip", only=("grpo",))
+    scale: bool = flag(
+        True, "divide the advantage by the group's std", (), ("grpo", "dapo", "gspo", "cispo")
+    )
+    clip: float = flag(
+        0.2, "the ratio is clipped to 1 - clip ... 1 + clip", only=("grpo", "drgrpo")
+    )
     beta: float = flag(0.001, "weight of the KL to the untrained model, 0 is off", only=("grpo",))
-    clip_low: float = flag(0.2, "lower clip", only=("dapo",))
-    clip_high: float = flag(0.28, "upper clip", only=("dapo",))
+    clip_low: float = flag(
+        0.0, "lower clip, 0 is the algorithm's: dapo 0.2, gspo 3e-4", (), ("dapo", "gspo")
+    )
+    clip_high: float = flag(
+        0.0,
+        "upper clip, 0 is the algorithm's: dapo 0.28, gspo 4e-4, cispo 4",
+        only=("dapo", "gspo", "cispo"),
+    )
     dual_clip: float = flag(
         10.0, "bound on the ratio where the advantage is negative, inf is off", only=("dapo",)
     )
@@ -97,6 +110,8 @@ class Config:
     tensorboard: bool = flag(False, "write event files for TensorBoard beside metrics.jsonl")
 
     def __post_init__(self):
+        low, high = CLIPS.get(self.algo, (0.0, 0.0))
+        self.clip_low, self.clip_high = self.clip_low or low, self.clip_high or high
         check(self)
         self.out = self.out or f"runs/{self.algo}-seed{self.seed}"
 
@@ -124,16 +139,17 @@ LIMITS = [
         "1 or more",
     ),
     (
-        "max_refills warmup overlong_buffer beta weight_decay show_every eval_rows",
+        "max_refills warmup overlong_buffer clip_high beta weight_decay show_every eval_rows",
         lambda x: 0 <= x < math.inf,
         "0 or more",
     ),
     ("lr", lambda x: 0 <= x <= 1e6, "0 or more, and at most 1e6"),
     ("threads", lambda x: 0 <= x <= 1024, "0 or more, and at most 1024"),
     ("rank", lambda x: 1 <= x <= 1024, "1 or more, and at most 1024"),
-    ("clip_high max_grad_norm alpha", lambda x: 0 < x < math.inf, "more than 0"),
+    ("max_grad_norm alpha", lambda x: 0 < x < math.inf, "more than 0"),
     ("lr_floor", lambda x: 0 <= x <= 1, "0 or more, and at most 1"),
-    ("clip clip_low", lambda x: 0 < x < 1, "more than 0 and less than 1"),
+    ("clip", lambda x: 0 < x < 1, "more than 0 and less than 1"),
+    ("clip_low", lambda x: 0 <= x < 1, "0 or more, and less than 1"),
     ("temperature", lambda x: 0 < x < math.inf, "more than 0: greedy samples are all alike"),
     ("group_size", lambda x: 2 <= x < 2**31, "2 or more: an advantage compares samples"),
     ("seed", lambda x: 0 <= x < 2**63, "0 or more, and less than 2^63"),
@@ -186,7 +202,7 @@ def check(config: Config) -> None:
         raise ValueError("--rank, --alpha and --targets are of adapters: give --adapter lora too")
     if config.shard and config.adapter != "none":
         raise ValueError("--shard is for training all weights: leave it away with --adapter")
-    if not config.dual_clip > 1 + config.clip_high:
+    if config.algo == "dapo" and not config.dual_clip > 1 + config.clip_high:
         raise ValueError("--dual-clip must exceed 1 + --clip-high, else it cuts every bad token")
 
 
@@ -195,9 +211,15 @@ def check_reader(f, algo: str) -> None:
     only = f.metadata["only"]
     if only and algo not in only:
         raise ValueError(
-            f"{spelled(f.name)} is a setting of {' and '.join(only)}: "
-            f"leave it away with --algo {algo}"
+            f"{spelled(f.name)} is a setting of {readers(only)}: leave it away with --algo {algo}"
         )
+
+
+def readers(only: tuple[str, ...]) -> str:
+    """The algorithms that read a setting, in the shorter way to say it."""
+    others = [algo for algo in ALGOS if algo not in only]
+    named = "all but " + " and ".join(others)
+    return named if len(others) < len(only) else " and ".join(only)
 
 
 def spelled(name: str) -> str:
@@ -280,8 +302,8 @@ def parser() -> argparse.ArgumentParser:
     text = f"the paper's settings, which any other flag overrides; {'; '.join(shown)}"
     parser.add_argument("--preset", choices=PRESETS, help=text)
     for f in fields(Config):
-        only = " and ".join(f.metadata["only"]).upper()
-        text = (f"{only}: " if only else "") + f.metadata["help"].replace("%", "%%")
+        only, text = f.metadata["only"], f.metadata["help"].replace("%", "%%")
+        text = f"{readers(only).upper()}: {text}" if only else text
         text += "" if f.default == "" else f" (default: {f.default})"
         if f.type is bool:
             parser.add_argument(spelled(f.name), action=argparse.BooleanOptionalAction, help=text)

@@ -13,7 +13,7 @@ One step is five verbs, and the loop in `train` says just them:
     sample      G completions of each prompt                     rollout.sample
     score       format, and likeness to the true code            reward.score
     advantage   reward relative to its group                     grpo.advantage
-    loss        clipped policy gradient                          grpo.loss, dapo.loss
+    loss        clipped policy gradient                          grpo.loss, dapo.loss, variants
     step        AdamW, once a minibatch
 
 What a run does around the loop (folders, checkpoints, curves) is in `upkeep/`.
@@ -38,6 +38,7 @@ import dapo
 import data
 import grpo
 import reward as rewards
+import variants
 from config import Config
 from policy import Policy, untrained
 from rollout import Rollout, join
@@ -51,8 +52,8 @@ from upkeep.metrics import Log
 
 
 def train(config: Config, policy: Policy, state: State) -> Iterator[dict]:
-    """GRPO or DAPO, a rollout and its steps a turn. Yields the metrics of each turn."""
-    algo = {"grpo": grpo, "dapo": dapo}[config.algo]
+    """GRPO, DAPO or a variant, a rollout and its steps a turn. Yields the metrics of each turn."""
+    algo = {"grpo": grpo, "dapo": dapo, **variants.of(config.max_new_tokens)}[config.algo]
     knobs = {name: getattr(config, name) for name in algo.KNOBS}
     base_logp = untrained(policy, config.model).base_logp if config.with_kl else lambda *_: None
     stream = data.endless(config.data, config.seed, state.drawn)
@@ -250,7 +251,7 @@ def portions(adv: Tensor, config: Config) -> list[tuple[list[int], list[int]]]:
     return [(groups, [b for b in groups if teaches[b]] or groups) for groups in steps]
 
 
-LOOPS = {"grpo": train, "dapo": train, "sft": finetune}
+LOOPS = dict.fromkeys(settings.RL, train) | {"sft": finetune}
 
 if __name__ == "__main__":
     sys.exit(run.main(CONFIG, LOOPS))

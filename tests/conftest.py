@@ -148,7 +148,7 @@ def small(tiny, tmp_path):
     )  # fmt: skip
 
 
-OWN = {"grpo": {"group_size": 2}, "sft": {}}
+OWN = dict.fromkeys(("grpo", "drgrpo", "gspo", "cispo"), {"group_size": 2}) | {"sft": {}}
 OWN["dapo"] = {"group_size": 2, "max_refills": 1, "filter": "reward"}
 
 

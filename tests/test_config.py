@@ -19,7 +19,7 @@ ROOT = Path(__file__).parent.parent
 @pytest.mark.parametrize(
     ("wrong", "sentence"),
     [
-        ({"algo": "ppo"}, "choose from grpo, dapo, sft"),
+        ({"algo": "ppo"}, "choose from grpo, dapo, drgrpo, gspo, cispo, sft"),
         ({"group_size": 1}, "an advantage compares samples"),
         ({"steps": 0}, "--steps is 0: give 1 or more"),
         ({"temperature": 0.0}, "greedy samples are all alike"),
@@ -43,8 +43,12 @@ ROOT = Path(__file__).parent.parent
         ({"steps": "3"}, "--steps is '3': give a value of type int"),
         ({"steps": True}, "--steps is True: give a value of type int"),
         ({"scale": 1}, "--scale is 1: give a value of type bool"),
-        ({"algo": "dapo", "clip": 0.3}, "--clip is a setting of grpo: leave it away"),
-        ({"algo": "sft", "group_size": 4}, "--group-size is a setting of grpo and dapo"),
+        ({"algo": "dapo", "clip": 0.3}, "--clip is a setting of grpo and drgrpo: leave it away"),
+        ({"algo": "sft", "group_size": 4}, "--group-size is a setting of all but sft: leave"),
+        ({"algo": "drgrpo", "scale": False}, "--scale is a setting of all but drgrpo and sft"),
+        ({"algo": "cispo", "clip_low": 0.1}, "--clip-low is a setting of dapo and gspo"),
+        ({"algo": "gspo", "clip_low": 1.0}, "--clip-low is 1.0: give 0 or more, and less than 1"),
+        ({"algo": "dapo", "clip_high": 9.5}, "--dual-clip must exceed 1 . --clip-high"),
         ({"shard": True, "adapter": "lora"}, "leave it away with --adapter"),
         ({"filter": "reward"}, "--filter is a setting of dapo: leave it away with --algo grpo"),
     ],
@@ -66,10 +70,22 @@ def test_graded_rows_are_as_many_as_were_asked_for():
 
 def test_settings_of_another_algorithm_are_refused_even_at_their_default():
     """Prevents: `--algo dapo --clip 0.2` recorded as if DAPO had used it."""
-    with pytest.raises(ValueError, match="--clip is a setting of grpo"):
+    with pytest.raises(ValueError, match="--clip is a setting of grpo and drgrpo"):
         parse(["--algo", "dapo", "--clip", "0.2"])
     assert "clip" not in Config(algo="dapo").record() and "clip" in Config().record()
     assert "group_size" not in Config(algo="sft").record()
+
+
+def test_clips_are_the_algorithms_own_unless_given():
+    """Prevents: GSPO with DAPO's clip, a thousand times its own; a clip that a flag cannot change;
+    a resumed run that takes another."""
+    for algo, clips in {"dapo": (0.2, 0.28), "gspo": (3e-4, 4e-4), "cispo": (0, 4)}.items():
+        config = parse(["--algo", algo])
+        assert (config.clip_low, config.clip_high) == clips
+        assert Config(**config.record()) == config
+    given = parse(["--algo", "gspo", "--clip-high", "0.01"])
+    assert (given.clip_low, given.clip_high) == (3e-4, 0.01)
+    assert parse(["--algo", "cispo", "--clip-high", "20"]).clip_high == 20  # no dual clip above it
 
 
 def test_every_field_is_a_flag_with_help(capsys):

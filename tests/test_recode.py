@@ -70,7 +70,7 @@ def test_learning_rate_by_hand(small, floor, rates):
 # ---------------------------------------------------------------- the run
 
 
-@pytest.mark.parametrize("algo", ["grpo", "dapo", "sft"])
+@pytest.mark.parametrize("algo", ["grpo", "dapo", "drgrpo", "gspo", "cispo", "sft"])
 def test_run_leaves_a_whole_folder(small, algo, capsys):
     """Prevents: an algorithm that trains but leaves no report, or a checkpoint nobody can load."""
     run.run(settings(small, algo=algo), recode.LOOPS)
@@ -162,7 +162,7 @@ def evenness(algo, texts, rollout, examples, config):
     return dict.fromkeys(names, share) | {"dead": grpo.dead(share), "keep": algo.keep(share)}
 
 
-@pytest.mark.parametrize("algo", ["grpo", "dapo"])
+@pytest.mark.parametrize("algo", ["grpo", "dapo", "drgrpo", "gspo", "cispo"])
 def test_loop_raises_the_reward(small, algo, monkeypatch):
     """Prevents: a wrong sign anywhere between reward and step. Reward here: share of even ids."""
     monkeypatch.setattr(recode, "score", evenness)
