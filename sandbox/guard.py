@@ -98,7 +98,9 @@ def changed(value):
         return value * 1.5
     if re.search(r"\d", value):  # a date, a table: its last digit
         return re.sub(r"\d(?=\D*$)", lambda digit: str((int(digit[0]) + 1) % 10), value)
-    return value and value + "x"
+    return re.sub(
+        r"([^\W\d_])(?=[\W_]*$)", r"\1x", value
+    )  # a name, or "name[other]": its last letter
 
 
 def swapped(code: str, literal: Literal, other) -> str:

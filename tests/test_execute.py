@@ -184,6 +184,9 @@ def test_variations_by_hand():
         "f(1, 'a', 2.0, new=6, k=6, v='1-9 b')",
         "f(1, 'a', 2.0, new=6, k=5, v='1-0 b')",
     ]
+    assert list(map(guard.changed, ("a[b]", "", ", ", "día!", "v2.9-rc"))) == [
+        "a[bx]", "", ", ", "díax!", "v2.0-rc"
+    ]  # fmt: skip
     found = list(guard.variations(old, new, "g(True, axis=1.0, new=6, v='1-9 b')"))
     assert [code for _, code in found] == ["g(True, axis=1.0, new=6, v='1-9 b')"] * 3 + [
         "g(True, axis=1.0, new=6, v='1-0 b')"
