@@ -29,7 +29,7 @@ H query heads, K key heads (rep = H / K), D head width, S tokens of each sample 
 tokens of a row.
 """
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from contextvars import ContextVar
 from dataclasses import dataclass, field
@@ -84,6 +84,7 @@ class Layout:
     cache: Cache | None = None
     start: Tensor | None = None
     bias: Tensor | None = None  # -inf on the scores of padding, else 0: [B, 1, 1, P]
+    decode: Callable | None = None  # what takes the place of decode_attention (see drafts.py)
     # scoring: for each group in the row the length P of its prompt, and for each of its completions
     # what to add to its scores, 0 or -inf on what comes later: [T, P + T] with its own T
     packed: list[tuple[int, list[Tensor]]] = field(default_factory=list)
@@ -123,7 +124,8 @@ def shared_prefix_attention(module, q, k, v, attention_mask=None, scaling=None, 
     if layout.cache is None:
         return score_attention(q, k, v, layout.packed, scale, window), None
     if layer < len(layout.cache.prompt):  # the prompts have been here
-        return decode_attention(q * scale, k, v, layout, layer, window), None
+        attend = layout.decode or decode_attention
+        return attend(q * scale, k, v, layout, layer, window), None
     layout.cache.prompt.append((k.contiguous(), v.contiguous()))
     # padding is right of the prompt, so causal attention inside the prompt needs no mask
     return causal_attention(q, k, v, scale, window).transpose(1, 2), None  # [B, P, H, D]

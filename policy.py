@@ -35,6 +35,7 @@ from transformers.modeling_layers import GradientCheckpointingLayer
 from transformers.utils import cached_file
 
 import data
+import drafts
 import lora
 import packed
 import weights
@@ -83,8 +84,8 @@ class Policy:
     ) -> Rollout:
         """group_size completions of each prompt: see rollout.sample.
 
-        `plain` keeps away from packed weights: sampled log-probabilities are those of training to
-        the last digits.
+        `plain` keeps away from packed weights and drafts: sampled log-probabilities are those of
+        training to the last digits.
         """
         check_model(self.model, length=1)  # while its layers are plain
         with self.precision(), contextlib.nullcontext() if plain else self.decoding():
@@ -99,6 +100,7 @@ class Policy:
                 top_p=top_p,
                 generator=generator,
                 uniform=uniform,
+                finish=None if plain else drafts.finish,
             )
 
     def logp(self, rollout: Rollout, groups: list[int], temperature: float = 1.0) -> Tensor:

@@ -6,16 +6,17 @@
 
 A group is one prompt and its G completions. The prompt goes through the model once, in sampling and
 in training, and its keys and values are shared by the group; `attention.py` has how. Not here:
-continuous batching, CUDA graphs, drafting.
+continuous batching, CUDA graphs; and drafts, which `drafts.py` has.
 
 Shapes: B prompts (= groups), G samples a prompt, N = B*G, P prompt and T completion length,
 V vocabulary, C hidden width, L tokens of a packed row.
 """
 
 import weakref
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
+from functools import partial
 
 import torch
 import torch.nn.functional as F
@@ -26,6 +27,7 @@ from transformers import PreTrainedModel
 from attention import Cache, Layout, as_bias, check_architecture, forward, replaying
 
 LOGITS = 2**24  # most logits made at a time in scoring: 64 MB in float32
+FEW = 8  # rows, or less, that are left to `finish` where there is one
 
 
 @dataclass
@@ -38,15 +40,33 @@ class Rollout:
     logp: Tensor  # float32 [B, G, T]; log-softmax at the sampling temperature, 0 where masked
     length: Tensor  # long [B, G]; tokens chosen
     truncated: Tensor  # bool [B, G]; True where max_new_tokens came before an end token
+    forwards: Tensor  # long [B, G]; passes of the model that it took: `length`, or less by drafts
 
     def pick(self, groups: list[int]) -> "Rollout":
         """These groups alone."""
-        rest = (self.tokens, self.mask, self.logp, self.length, self.truncated)
+        rest = (getattr(self, name) for name in TENSORS)
         return Rollout([self.prompts[b] for b in groups], *(x[groups] for x in rest))
 
     def groups(self) -> list["Rollout"]:
         """Each group by itself."""
         return [self.pick([b]) for b in range(len(self.prompts))]
+
+
+TENSORS = ("tokens", "mask", "logp", "length", "truncated", "forwards")
+
+
+@dataclass
+class Tail:
+    """A rollout whose last rows still run, for `finish` to go on with: N = B*G rows."""
+
+    prompts: list[list[int]]  # B
+    row: Tensor  # long [B', G']; which row of the N each sample in the cache is
+    running: Tensor  # bool [B', G']; it has no end token yet
+    tokens: Tensor  # long [N, T]
+    logp: Tensor  # float32 [N, T]
+    length: Tensor  # long [N]; tokens drawn. The newest one is not in the cache yet
+    uniform: Tensor  # [T, N]; the numbers to draw with
+    eos: Tensor  # long [E]
 
 
 # ------------------------------------------------------------------------------------------------
@@ -67,12 +87,14 @@ def sample(
     top_p: float = 1.0,
     generator: torch.Generator | None = None,
     uniform: Tensor | None = None,
+    finish: Callable | None = None,
 ) -> Rollout:
     """Sample group_size completions of every prompt, in eval(); every module's mode comes back.
 
     temperature 0 is greedy (its logp is at temperature 1). `logp` is the log-softmax over the whole
     vocabulary even where top_p < 1 cuts the draw, so only top_p = 1 may be trained on. A seeded
     generator gives the same rollout again, and so do the same `uniform` numbers in its place.
+    `finish` takes over when `FEW` rows run: drafts.finish, which gives the same tokens sooner.
     """
     check_request(model, prompts, group_size, max_new_tokens, temperature, top_p)
     check_model(model, max(map(len, prompts)) + max_new_tokens)
@@ -83,25 +105,31 @@ def sample(
     eos = torch.tensor(list(eos_ids), dtype=torch.long, device=device)
     tokens = torch.full((B * G, T), pad_id, device=device)  # [N, T]
     logp = torch.zeros(B * G, T, device=device)
-    length = torch.zeros(B * G, dtype=torch.long, device=device)  # [N]
+    forwards = length = torch.zeros(B * G, dtype=torch.long, device=device)  # [N]
     row = torch.arange(B * G, device=device).view(B, G)  # of `tokens`, for each running sample
     running = torch.ones_like(row, dtype=torch.bool)  # [B, G]: no end token yet
+    pick = partial(draw, temperature=temperature, top_p=top_p)
     with evaluating(model):
         hidden, layout = prefill(model, prompts, G)  # [B, G, C]
         for t in range(T):
-            token, chosen = draw(head(model, hidden), uniform[t][row], temperature, top_p)
+            token, chosen = pick(head(model, hidden), uniform[t][row])
             tokens[row, t], logp[row, t] = token, chosen  # past the end too: masked below
             length[row] += running
             running = running & ~torch.isin(token, eos)
             if t % sync_every(device) == 0:
                 row, running, token = trim(layout, row, running, token)  # [B, G] -> [B', G']
+                if finish and int(running.sum()) <= FEW:
+                    tail = Tail(prompts, row, running, tokens, logp, length, uniform, eos)
+                    forwards = finish(model, layout, tail, pick)  # [N]
+                    break
             if t + 1 == T or not row.numel():
                 break
             hidden = decode(model, token, layout)  # [B', G', C]
     mask = torch.arange(int(length.max()), device=device) < length[:, None]  # [N, longest]
     tokens = tokens[:, : mask.shape[1]].where(mask, pad_id)
     truncated = ~torch.isin(tokens.gather(1, length[:, None] - 1), eos)  # no end token at the end
-    out = tokens, mask, logp[:, : mask.shape[1]].where(mask, 0.0), length, truncated[:, 0]
+    logp = logp[:, : mask.shape[1]].where(mask, 0.0)
+    out = tokens, mask, logp, length, truncated[:, 0], forwards
     return Rollout(prompts, *(x.unflatten(0, (B, G)) for x in out))  # [N, ..] -> [B, G, ..]
 
 
@@ -273,9 +301,8 @@ def written(
     mask = torch.arange(T, device=device) < length[:, None]  # [N, T]
     logp, truncated = torch.zeros(mask.shape, device=device), torch.zeros_like(mask[:, 0])
     shape = (len(completions), -1)
-    return Rollout(
-        prompts, *(x.unflatten(0, shape) for x in (tokens, mask, logp, length, truncated))
-    )
+    out = tokens, mask, logp, length, truncated, length  # as if each token had its forward
+    return Rollout(prompts, *(x.unflatten(0, shape) for x in out))
 
 
 def join(parts: list[Rollout]) -> Rollout:
@@ -287,8 +314,7 @@ def join(parts: list[Rollout]) -> Rollout:
         return torch.cat([F.pad(x, (0, T - x.shape[2])) if x.ndim == 3 else x for x in tensors])
 
     prompts = [prompt for part in parts for prompt in part.prompts]
-    names = ("tokens", "mask", "logp", "length", "truncated")
-    return Rollout(prompts, *map(together, names))
+    return Rollout(prompts, *map(together, TENSORS))
 
 
 def head(model: PreTrainedModel, hidden: Tensor) -> Tensor:
