@@ -5,8 +5,7 @@
 Left out:
     1. a critic and a reward model: a group's answers are each other's baseline, rules the judge
     2. models whose weights do not fit one device (several may share the work: `upkeep/ranks.py`)
-    3. sampling by another program: the model that trains is the one that samples
-    4. answers that use tools or take several turns
+    3. sampling by another program, answers that use tools or take several turns
 
 One step is five verbs, and the loop in `train` says just them:
 
@@ -16,8 +15,8 @@ One step is five verbs, and the loop in `train` says just them:
     loss        clipped policy gradient                          grpo.loss, dapo.loss, variants
     step        AdamW, once a minibatch
 
-What a run does around the loop (folders, checkpoints, curves) is in `upkeep/`.
-Shapes: B prompts (= groups), G samples per prompt, T completion length; b groups of one part.
+`upkeep/` has the rest of a run: folders, checkpoints, curves. Shapes: B prompts (= groups), G
+samples per prompt, T completion length; b groups of one part.
 """
 
 import config as settings
@@ -45,10 +44,6 @@ from rollout import Rollout, join
 from upkeep import ranks, report, run
 from upkeep.checkpoint import State
 from upkeep.metrics import Log
-
-# ------------------------------------------------------------------------------------------------
-# The loop
-# ------------------------------------------------------------------------------------------------
 
 
 def train(config: Config, policy: Policy, state: State) -> Iterator[dict]:
@@ -101,10 +96,7 @@ def finetune(config: Config, policy: Policy, state: State) -> Iterator[dict]:
         log, examples = Log(), list(itertools.islice(stream, config.prompts))
         answers = policy.imitate(examples, max_new_tokens=config.max_new_tokens)  # G = 1
         weight = dapo.token_weight(answers.mask)  # [B, 1, T], token mean
-        everyone = list(range(len(examples)))
-        for groups, own in ranks.passes(
-            policy.model, answers, weight, everyone, config.pack_tokens
-        ):
+        for groups, own in ranks.passes(policy.model, answers, weight, config.pack_tokens):
             logp = policy.logp(answers, groups)  # [b, 1, T]
             loss = -(own * logp).sum()  # NLL = -logp, so we negate
             loss.backward()
@@ -116,13 +108,11 @@ def finetune(config: Config, policy: Policy, state: State) -> Iterator[dict]:
 
 
 def step(state: State, config: Config, loss: float) -> tuple[float, bool]:
-    """One AdamW step at the scheduled rate -> the gradient's norm before it is cut, and whether
-    the step was skipped, because norm or loss is not finite: the weights would be lost for good.
-    """
-    done = state.step / config.steps
+    """One AdamW step at the scheduled rate -> the gradient's norm before it is cut, and whether it
+    was skipped: norm or loss are not finite, and the weights would be lost for good."""
     rate = min((state.step + 1) / config.warmup, 1.0) if config.warmup else 1.0
-    floor = config.lr_floor
-    rate *= floor + (1 - floor) * (1 + math.cos(math.pi * done)) / 2
+    cosine = (1 + math.cos(math.pi * (state.step / config.steps))) / 2
+    rate *= config.lr_floor + (1 - config.lr_floor) * cosine
     for group in state.optimizer.param_groups:
         group["lr"] = config.lr * rate
     weights = state.optimizer.param_groups[0]["params"]
@@ -148,8 +138,7 @@ class Batch:
 
     def __init__(self, config: Config):
         self.size, self.tries, self.drawn = config.prompts, 1 + config.max_refills, 0
-        self.rollouts: list[Rollout] = []
-        self.rewards: list[Tensor] = []
+        self.rollouts, self.rewards = [], []  # of each try, the rewards [B', G]
 
     @property
     def missing(self) -> int:
@@ -180,16 +169,10 @@ class Part:
 
 def sample(policy: Policy, examples: list[data.Example], config: Config, state: State) -> Rollout:
     """G completions of each example's prompt, as the config says."""
-    return ranks.sample(
-        policy,
-        policy.prompts(examples),
-        group_size=config.group_size,
-        max_new_tokens=config.max_new_tokens,
-        temperature=config.temperature,
-        generator=state.generator,
-        # Where the sampled log-probabilities are the old ones of the loss, to the last digit.
-        plain=policy.dtype == torch.float32 and not policy.adapted,
-    )
+    how = {n: getattr(config, n) for n in ("group_size", "max_new_tokens", "temperature")}
+    # Where the sampled log-probabilities are the old ones of the loss, to the last digit.
+    how["plain"] = policy.dtype == torch.float32 and not policy.adapted
+    return ranks.sample(policy, policy.prompts(examples), generator=state.generator, **how)
 
 
 def score(
@@ -216,19 +199,18 @@ def minibatches(
 ) -> list[tuple[list[Part], float]]:
     """For each optimizer step its parts, and the weight of the groups that stay out of the model.
 
-    Weights are those of a whole minibatch, so that its parts, on all ranks, simply add up. Old
-    log-probabilities: in float32 sampling and training agree to 1e-5. In bf16 the shape of a batch
-    moves a token's probability by some percent, which the ratio would take for a change of the
-    policy: there they are computed anew, in the very passes that training will make.
+    Weights are those of a whole minibatch, so that its parts, on all ranks, simply add up. In bf16
+    the shape of a batch moves a token's probability by some percent, which the ratio would take for
+    a change of the policy: there old log-probabilities come from the passes that training makes.
     """
     steps = []
     for groups, teach in portions(adv, config):
         weight = torch.zeros_like(rollout.logp)  # [B, G, T]
         weight[groups] = algo.token_weight(rollout.mask[groups])
         parts = []
-        for some, own in ranks.passes(policy.model, rollout, weight, teach, config.pack_tokens):
+        for some, own in ranks.passes(policy.model, rollout, weight, config.pack_tokens, teach):
             old_logp = rollout.logp[some]
-            if policy.dtype != torch.float32:
+            if policy.dtype != torch.float32:  # the first step's policy is the one that sampled
                 old_logp = policy.logp(rollout, some, config.temperature) if steps else None
             parts.append(Part(some, own, adv[some], old_logp))
         resting = ranks.share([b for b in groups if b not in teach])

@@ -12,6 +12,7 @@ ROOT = Path(__file__).parent.parent
 FLOORS = [
     {"data", "lora", "attention", "weights", "grpo", "strip", "edit_distance"},
     {"packed", "dapo", "reward", "rollout"},
+    {"variants", "drafts"},
     {"policy"},
     {"sandbox"},
     {"evaluate", "config"},

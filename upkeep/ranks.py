@@ -92,13 +92,14 @@ def sample(policy: Policy, prompts: list[list[int]], *, generator, **how) -> Rol
 
 
 def passes(
-    model: nn.Module, rollout: Rollout, weight: Tensor, groups: list[int], budget: int
+    model: nn.Module, rollout: Rollout, weight: Tensor, budget: int, groups: list[int] | None = None
 ) -> list[tuple[list[int], Tensor]]:
-    """This rank's packs of these groups, each with the weight of its tokens [b, G, T].
+    """This rank's packs of these groups (all), each with the weight of its tokens [b, G, T].
 
     Ranks that share the weights make each pass together: one with fewer packs goes along with a
     group of weight 0.
     """
+    groups = list(range(len(weight))) if groups is None else groups
     mine = packs(rollout, budget, share(groups))
     shared = any(isinstance(m, FSDPModule) for m in model.modules())
     idle = max(gather([len(mine)])) - len(mine) if shared else 0
