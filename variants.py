@@ -78,9 +78,11 @@ def gspo_loss(
     -(row's weight) s A / |o_i|, or all get none. The clips are narrow, and the paper's (sec. 5.1),
     because a mean over |o_i| log ratios hardly moves. The rest is as in `grpo.loss`.
     """
-    mask = weight > 0  # [N, T]
-    change = clean(logp, mask) - clean(old_logp, mask).detach()  # [N, T], log r_it
-    count = mask.sum(dim=-1, keepdim=True).clamp(min=1)  # [N, 1], |o_i|; an empty row is not 0 / 0
+    new, old = clean(weight, logp, old_logp)  # [N, T]
+    change = new - old  # [N, T], log r_it
+    count = (
+        (weight > 0).sum(dim=-1, keepdim=True).clamp(min=1)
+    )  # [N, 1], |o_i|; an empty row is not 0 / 0
     change = change.sum(dim=-1, keepdim=True) / count  # [N, 1], log s_i
     # From here on it is DAPO's clip, which has two widths, of a policy that moved by s_i.
     unmoved = torch.zeros_like(change)
@@ -99,9 +101,7 @@ def cispo_loss(
     the eps_max = 5 of ScaleRL (arXiv 2510.13786). `clipfrac` in the log is the share of tokens
     with a bounded weight. Shapes and the rest are as in `grpo.loss`.
     """
-    mask = weight > 0  # [N, T]
-    logp = clean(logp, mask)
-    old_logp, adv = clean(old_logp, mask).detach(), clean(adv, mask).detach()  # [N, T]
+    logp, old_logp, adv = clean(weight, logp, old_logp, adv)  # [N, T]
     ratio = (logp.detach() - old_logp).clamp(-LOG_RATIO, LOG_RATIO).exp()
     bounded = ratio.clamp(max=1 + clip_high)  # [N, T]
     value = -(weight * bounded * adv * logp).sum()  # []
