@@ -237,7 +237,7 @@ def test_cispo_below_its_bound_pushes_like_dapo_without_a_clip():
 def test_micro_batches_change_nothing(name, size):
     """Means of micro-batch means: a known, common fault, worst with unequal lengths."""
     mask, x, old, adv = random_step(7)
-    theta = torch.tensor(1.1, dtype=torch.float64, requires_grad=True)  # a shared parameter
+    theta = torch.tensor(1.0, dtype=torch.float64, requires_grad=True)  # a shared parameter
     weight = OF[name].token_weight(mask).double()  # so that only the order of the sum can differ
     sums, grad = {}, 0.0
     for part in torch.arange(6).split(size):
