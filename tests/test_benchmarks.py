@@ -470,6 +470,8 @@ def test_libraries_are_those_that_the_benchmark_itself_imports(tmp_path):
 class Speaker:
     """A policy whose every answer is this text. It keeps the prompts and how it was to sample."""
 
+    dtype = "torch.float32"
+
     def __init__(self, text: str):
         self.text, self.tokenizer = text, AutoTokenizer.from_pretrained(data.POLICY)
 
