@@ -11,9 +11,9 @@ and no product joins two siblings, so none sees another. Three forwards, one att
     prefill   [prompt]                        the prompt's keys and values go to the cache, once
     decode    [1 token of each of G samples]  the group's queries meet K_prompt in ONE matrix
                                               product, [G*rep, D] @ [D, P]: read once, not G times
-    score     [prompt | G completions | next  all groups in one row without padding; a fused kernel
+    train     [prompt | G completions | next  all groups in one row without padding; a fused kernel
                prompt | G completions | ...]  for each text, because gradients would else need all
-                                              scores kept. It wants K_prompt copied beside each
+                                              logits kept. It wants K_prompt copied beside each
                                               K_own, which is cheap: the model's work is saved
 
 `forward` runs a model so: it enters through transformers' attention interface (`attending`), builds
@@ -83,11 +83,11 @@ class Layout:
     # sampling: a cache, and for each prompt its length, which is where its samples begin, [B]
     cache: Cache | None = None
     start: Tensor | None = None
-    bias: Tensor | None = None  # -inf on the scores of padding, else 0: [B, 1, 1, P]
+    bias: Tensor | None = None  # -inf on the logits of padding, else 0: [B, 1, 1, P]
     decode: Callable | None = None  # what takes the place of decode_attention (see drafts.py)
-    # scoring: for each group in the row the length P of its prompt, and for each of its completions
-    # what to add to its scores, 0 or -inf on what comes later: [T, P + T] with its own T
-    packed: list[tuple[int, list[Tensor]]] = field(default_factory=list)
+    # training: for each group in the row the length P of its prompt, and for each completion what
+    # to add to its logits, 0 or -inf on what comes later: [T, P + T] with its own T
+    texts: list[tuple[int, list[Tensor]]] = field(default_factory=list)
     calls: int = 0  # layers that came by so far: the index of the next one
     windows: int = 0  # of these, those with a sliding window
 
@@ -107,13 +107,13 @@ def shared_prefix_attention(module, q, k, v, attention_mask=None, scaling=None, 
     """transformers' attention interface: q [B, H, L, D], k and v [B, K, L, D] -> [B, L, H, D].
 
     Raises ValueError if the layer asks for more than causal softmax attention (a mask of its own,
-    soft-capped scores, sinks, ...). Attention dropout is not applied: the old and the new policy
+    soft-capped logits, sinks, ...). Attention dropout is not applied: the old and the new policy
     must be the same function.
     """
     asked = {name for name, value in extra.items() if value is not None} - HARMLESS
     if attention_mask is not None or extra.get("is_causal") is False or asked:
         need = ", ".join(sorted(asked)) or "a mask of its own"
-        raise ValueError(f"{type(module).__name__} needs {need}, which rollout.py does not have.")
+        raise ValueError(f"{type(module).__name__} needs {need}, which attention.py does not have.")
     # Under autocast rotary positions leave q and k in float32: a cache of those would be cast again
     # at every token.
     q, k = q.to(v.dtype), k.to(v.dtype)
@@ -122,7 +122,7 @@ def shared_prefix_attention(module, q, k, v, attention_mask=None, scaling=None, 
     layer, layout.calls = layout.calls, layout.calls + 1
     layout.windows += window is not None
     if layout.cache is None:
-        return score_attention(q, k, v, layout.packed, scale, window), None
+        return row_attention(q, k, v, layout.texts, scale, window), None
     if layer < len(layout.cache.prompt):  # the prompts have been here
         attend = layout.decode or decode_attention
         return attend(q * scale, k, v, layout, layer, window), None
@@ -153,20 +153,20 @@ def decode_attention(q, k, v, layout: Layout, layer: int, window: int | None) ->
     return out.transpose(1, 2).flatten(2, 3)  # [B, K, G, rep, D] -> [B, G, H, D]
 
 
-def score_attention(q, k, v, packed: list, scale: float, window: int | None) -> Tensor:
+def row_attention(q, k, v, texts: list, scale: float, window: int | None) -> Tensor:
     """Completions attend to their prompt and themselves: q [1, H, L, D] -> [1, L, H, D].
 
     One kernel a text, each over its real tokens alone: with all completions of a group filled up
-    to the longest and one kernel for them all, the bundled policy's update took 1.6 times as long.
+    to the longest and one kernel for them all, the bundled policy's step took 1.6 times as long.
     """
-    widths = [n for P, own in packed for n in (P, *(len(bias) for bias in own))]
-    texts = zip(*(x.split(widths, dim=2) for x in (q, k, v)), strict=True)  # (q, k, v) of each
+    widths = [n for P, biases in texts for n in (P, *(len(bias) for bias in biases))]
+    parts = zip(*(x.split(widths, dim=2) for x in (q, k, v)), strict=True)  # (q, k, v) of each text
     out = []
-    for _, own in packed:
-        q, *prompt = next(texts)
+    for _, biases in texts:
+        q, *prompt = next(parts)
         out.append(causal_attention(q, *prompt, scale, window))
-        for bias in own:
-            q, *kv = next(texts)
+        for bias in biases:
+            q, *kv = next(parts)
             bias = within(bias.to(q.dtype), window)
             kv = (torch.cat(pair, dim=2) for pair in zip(prompt, kv, strict=True))  # [.., P + T, D]
             out.append(fused_attention(q, *kv, scale, attn_mask=bias))
@@ -183,10 +183,10 @@ def causal_attention(q, k, v, scale: float, window: int | None) -> Tensor:
 
 
 def fused_attention(q: Tensor, k: Tensor, v: Tensor, scale: float, **options) -> Tensor:
-    """PyTorch's kernels, which never store the scores: q [B, H, L, D] -> [B, H, L, D]."""
+    """PyTorch's kernels, which never store the logits: q [B, H, L, D] -> [B, H, L, D]."""
     rep = q.shape[1] // k.shape[1]
     if rep > 1 and q.is_cuda:  # some GPU kernels cannot share key heads; without them PyTorch
-        k, v = (x.repeat_interleave(rep, dim=1) for x in (k, v))  # would store the scores
+        k, v = (x.repeat_interleave(rep, dim=1) for x in (k, v))  # would store the logits
         rep = 1
     return F.scaled_dot_product_attention(q, k, v, scale=scale, enable_gqa=rep > 1, **options)
 
@@ -208,7 +208,7 @@ def forward(model: PreTrainedModel, ids: Tensor, position: Tensor, layout: Layou
     if layout.windows != windowed(model.config):
         raise ValueError(
             f"{type(model).__name__} handed its window over in {layout.windows} of "
-            f"{windowed(model.config)} layers that have one, so rollout.py cannot apply it."
+            f"{windowed(model.config)} layers that have one, so attention.py cannot apply it."
         )
     return out.last_hidden_state
 
@@ -216,12 +216,12 @@ def forward(model: PreTrainedModel, ids: Tensor, position: Tensor, layout: Layou
 @contextmanager
 def attending(model: PreTrainedModel, layout: Layout) -> Iterator[None]:
     """Inside, the model's attention is `shared_prefix_attention`; afterwards its own is back."""
-    own, token = model.config._attn_implementation, LAYOUT.set(layout)
+    before, token = model.config._attn_implementation, LAYOUT.set(layout)
     model.config._attn_implementation = NAME
     try:
         yield
     finally:
-        model.config._attn_implementation = own
+        model.config._attn_implementation = before
         LAYOUT.reset(token)
 
 
@@ -237,18 +237,18 @@ def replaying(model: PreTrainedModel, layout: Layout) -> Iterator[None]:
         return checkpointing(attending(model, layout)(layer), *args)
 
     modules = [m for m in model.modules() if getattr(m, "gradient_checkpointing", False)]
-    kept = [m._gradient_checkpointing_func for m in modules]
+    before = [m._gradient_checkpointing_func for m in modules]
     try:
-        for m, own in zip(modules, kept, strict=True):
-            m._gradient_checkpointing_func = partial(replay, own)
+        for m, checkpointing in zip(modules, before, strict=True):
+            m._gradient_checkpointing_func = partial(replay, checkpointing)
         yield
     finally:
-        for m, own in zip(modules, kept, strict=True):
-            m._gradient_checkpointing_func = own
+        for m, checkpointing in zip(modules, before, strict=True):
+            m._gradient_checkpointing_func = checkpointing
 
 
 def as_bias(unseen: Tensor) -> Tensor:
-    """What to add to scores: -inf where a key must not be seen, else 0."""
+    """What to add to logits: -inf where a key must not be seen, else 0."""
     return torch.zeros(unseen.shape, device=unseen.device).masked_fill(unseen, -torch.inf)
 
 
@@ -268,7 +268,7 @@ def check_architecture(model: PreTrainedModel, length: int) -> None:
     for feature, present in lacking.items():
         if present:
             raise ValueError(
-                f"{type(model).__name__} has {feature}, which rollout.py does not support."
+                f"{type(model).__name__} has {feature}, which attention.py does not support."
             )
 
 

@@ -234,10 +234,10 @@ def read(path: Path, rows: dict[str, list[data.Example]]) -> Report | None:
         return None
     wanted = [(split, example) for split in rows for example in rows[split]]
     try:
-        kept = [line for _, line in data.json_lines(path)]
-        if [(k["split"], k["id"]) for k in kept] != [(split, e.id) for split, e in wanted]:
+        saved = [row for _, row in data.json_lines(path)]
+        if [(row["split"], row["id"]) for row in saved] != [(split, e.id) for split, e in wanted]:
             return None
-        texts = iter([k["text"] + "" for k in kept])
+        texts = iter([row["text"] + "" for row in saved])
     except (ValueError, TypeError, KeyError):
         return None
     return {split: grade(rows[split], [next(texts) for _ in rows[split]]) for split in rows}
@@ -319,22 +319,22 @@ def answered(path: str, rows: dict[str, list[data.Example]]) -> Report:
     for split, example in ((split, e) for split, examples in rows.items() for e in examples):
         for name in (data.digest(example), example.id):
             named.setdefault((split, name), []).append(example)
-    found: dict[str, list[tuple[data.Example, str]]] = {}
+    answers: dict[str, list[tuple[data.Example, str]]] = {}
     seen: Counter = Counter()
-    for where, kept in data.json_lines(path):
+    for where, line in data.json_lines(path):
         try:
-            split, name, text = (str(kept[key]) for key in ("split", "id", "text"))
+            split, name, text = (str(line[key]) for key in ("split", "id", "text"))
         except KeyError:
             raise ValueError(f"{where}: no answer with split, id and text") from None
         if split in rows:
-            same = named.get((split, str(kept.get("row")))) or named.get((split, name), [])
+            same = named.get((split, str(line.get("row")))) or named.get((split, name), [])
             if fault := row_unknown(same, seen[split, same[0] if same else None]):
                 raise ValueError(f"{where}: {fault} (id '{name}' in {split})")
             seen[split, same[0]] += 1
-            found.setdefault(split, []).append((same[0], text))
-    if not found:
+            answers.setdefault(split, []).append((same[0], text))
+    if not answers:
         raise ValueError(f"{path} has no answer to a row of {', '.join(rows)}")
-    return {split: grade(*map(list, zip(*found[split], strict=True))) for split in found}
+    return {split: grade(*map(list, zip(*answers[split], strict=True))) for split in answers}
 
 
 def row_unknown(same: list[data.Example], answers: int) -> str:

@@ -4,8 +4,8 @@
     policy.complete(data.load(split="test")[:1], max_new_tokens=384)
         -> ["\\nReplace `...` by `...`.\\n</think>\\n<answer>\\n```python\\n..."]
 
-Not here: how tokens are drawn and scored (`rollout.py`), what an answer is worth (`reward.py`), the
-state of a run (`checkpoint.py`).
+Not here: how tokens are drawn and trained on (`rollout.py`), what an answer is worth (`reward.py`),
+the state of a run (`upkeep/checkpoint.py`).
 Shapes: B prompts, G samples a prompt, T completion length.
 """
 
@@ -84,7 +84,7 @@ class Policy:
     ) -> Rollout:
         """group_size completions of each prompt: see rollout.sample.
 
-        `plain` keeps away from packed weights and drafts: sampled log-probabilities are those of
+        `plain` keeps away from packed.py and drafts.py: the sampled log-probabilities are those of
         training to the last digits.
         """
         check_model(self.model, length=1)  # while its layers are plain
@@ -321,20 +321,20 @@ def files(name: str) -> list[Path]:
         base, revision = base_of(name)
         where = weights.located(base)
         if "gguf_file" in where:
-            found = [Path(*where.values())]
+            paths = [Path(*where.values())]
         elif Path(base).exists():
-            found = parts(Path(base))
+            paths = parts(Path(base))
         else:  # the hub's: asked as from_pretrained asks, which takes the newest
-            found = parts(Path(cached_file(base, "config.json", revision=revision)).parent)
+            paths = parts(Path(cached_file(base, "config.json", revision=revision)).parent)
     except UNREADABLE as error:
         raise unloadable(name, error) from None
-    return found + (parts(Path(name)) if is_adapter(name) else [])
+    return paths + (parts(Path(name)) if is_adapter(name) else [])
 
 
 def parts(folder: Path) -> list[Path]:
     """The files of a folder that make the model."""
-    found = {file for pattern in PARTS.split() for file in folder.glob(pattern)}
-    return sorted(file for file in found if file.is_file())
+    paths = {file for pattern in PARTS.split() for file in folder.glob(pattern)}
+    return sorted(file for file in paths if file.is_file())
 
 
 def check_weights(name: str, model: PreTrainedModel, loading: dict) -> None:

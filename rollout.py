@@ -1,4 +1,4 @@
-"""Sample completions from a causal language model, and score them again for training.
+"""Sample completions from a causal language model, and find their log-probabilities for training.
 
     sample      B prompts -> a Rollout: G completions of each, token by token, with a KV cache
     token_logp  a Rollout -> the log-probability of every sampled token, with gradients
@@ -9,7 +9,7 @@ in training, and its keys and values are shared by the group; `attention.py` has
 continuous batching, CUDA graphs; and drafts, which `drafts.py` has.
 
 Shapes: B prompts (= groups), G samples a prompt, N = B*G, P prompt and T completion length,
-V vocabulary, C hidden width, L tokens of a packed row.
+V vocabulary, C hidden width, L tokens of a row of several groups, one behind the other.
 """
 
 import weakref
@@ -26,8 +26,8 @@ from transformers import PreTrainedModel
 
 from attention import Cache, Layout, as_bias, check_architecture, forward, replaying
 
-LOGITS = 2**24  # most logits made at a time in scoring: 64 MB in float32
-FEW = 8  # rows, or less, that are left to `finish` where there is one
+LOGITS = 2**24  # most logits made at a time in training: 64 MB in float32
+FEW = 8  # running rows, or fewer, that `finish` takes over where there is one
 
 
 @dataclass
@@ -135,8 +135,8 @@ def sample(
 
 def numbers(T: int, B: int, G: int, generator: torch.Generator | None, device="cpu") -> Tensor:
     """The uniform random numbers of a rollout, [T, B, G], drawn where the generator lives."""
-    home = generator.device if generator else device
-    return torch.rand(T, B, G, generator=generator, device=home)
+    device = generator.device if generator else device
+    return torch.rand(T, B, G, generator=generator, device=device)
 
 
 def prefill(model: PreTrainedModel, prompts: list[list[int]], G: int) -> tuple[Tensor, Layout]:
@@ -204,7 +204,7 @@ def trim(layout: Layout, row: Tensor, running: Tensor, token: Tensor) -> tuple:
 
 
 # ------------------------------------------------------------------------------------------------
-# Scoring
+# Log-probabilities, for training
 # ------------------------------------------------------------------------------------------------
 
 
@@ -218,20 +218,20 @@ def token_logp(
     """
     longest = max(len(rollout.prompts[b]) for b in groups)
     check_model(model, longest + rollout.tokens.shape[2])
-    return packed_logp(model, rollout, groups, temperature or 1.0)
+    return row_logp(model, rollout, groups, temperature or 1.0)
 
 
-def packed_logp(
+def row_logp(
     model: PreTrainedModel, rollout: Rollout, groups: list[int], temperature: float
 ) -> Tensor:
-    """token_logp without the checks: one packed forward, then the head at sampled tokens only."""
+    """token_logp without the checks: all texts in one row, the head at sampled tokens only."""
     device, mask = model.device, rollout.mask[groups].to(model.device)  # [b, G, T]
     length = mask.sum(-1).tolist()  # [b][G]
     token = rollout.tokens[groups].to(device)[mask]  # [M], one sample behind the other
     by_group = token.split([sum(lengths) for lengths in length])  # of each group
-    ids, position, before, packed = [], [], [], []  # of the row; `before` for the M sampled tokens
+    ids, position, before, texts = [], [], [], []  # of the row; `before` for the M sampled tokens
     for b, lengths, tokens in zip(groups, length, by_group, strict=True):
-        P, own = len(rollout.prompts[b]), []
+        P, biases = len(rollout.prompts[b]), []
         ids += [torch.tensor(rollout.prompts[b], device=device), tokens]
         position += range(P)
         last = len(position) - 1  # the prompt's last token predicts every completion's first
@@ -239,9 +239,9 @@ def packed_logp(
             before += [last, *range(len(position), len(position) + T - 1)]
             position += range(P, P + T)  # each completion restarts behind the prompt
             later = torch.ones(T, P + T, dtype=torch.bool, device=device).triu(P + 1)
-            own.append(as_bias(later))
-        packed.append((P, own))
-    layout = Layout(packed=packed)
+            biases.append(as_bias(later))
+        texts.append((P, biases))
+    layout = Layout(texts=texts)
     row, position = torch.cat(ids)[None], torch.tensor([position], device=device)  # [1, L]
     with replaying(model, layout):
         hidden = forward(model, row, position, layout)  # [1, L, C]
@@ -255,16 +255,16 @@ def packs(rollout: Rollout, budget: int, groups: Iterable[int] | None = None) ->
     A group's tokens are its prompt's, once, and its completions'.
     """
     size = rollout.length.sum(1).tolist()  # [B]
-    packed: list[list[int]] = []
+    filled: list[list[int]] = []
     room = 0
     for b in range(len(size)) if groups is None else groups:
         tokens = len(rollout.prompts[b]) + size[b]
         if tokens > room:
-            packed.append([])
+            filled.append([])
             room = budget
-        packed[-1].append(b)
+        filled[-1].append(b)
         room -= tokens
-    return packed
+    return filled
 
 
 def head_logp(model: PreTrainedModel, hidden: Tensor, token: Tensor, temperature: float) -> Tensor:
@@ -368,7 +368,7 @@ CHECKED: weakref.WeakSet = weakref.WeakSet()  # models that passed `check_number
 
 
 def check_model(model: PreTrainedModel, length: int) -> None:
-    """Raise ValueError unless this model can be sampled and scored here up to `length` tokens."""
+    """Raise ValueError unless this model can be sampled and trained here up to `length` tokens."""
     check_architecture(model, length)
     if model not in CHECKED:
         check_numbers(model)
@@ -377,22 +377,22 @@ def check_model(model: PreTrainedModel, length: int) -> None:
 
 @torch.no_grad()
 def check_numbers(model: PreTrainedModel) -> None:
-    """Once per model: its own plain forward must give the log-probabilities of the packed one."""
+    """Once per model: its own forward, text by text, must give what `row_logp` gives."""
     device, V = model.device, model.config.vocab_size
     prompts = [[i * 7 % V for i in range(1, n)] for n in (4, 9)]
     tokens = torch.arange(3, 15, device=device).view(2, 2, 3) * 11 % V  # [B, G, T] = [2, 2, 3]
     rollout = written(prompts, tokens.tolist(), pad_id=0, device=device)
     plain = torch.zeros(tokens.shape, device=device)
     with evaluating(model), torch.autocast(device.type, enabled=False):
-        packed = packed_logp(model, rollout, [0, 1], 1.0)
+        ours = row_logp(model, rollout, [0, 1], 1.0)
         for b, g in ((0, 0), (0, 1), (1, 0), (1, 1)):
             ids = torch.cat([torch.tensor(prompts[b], device=device), tokens[b, g]])[None]  # [1, L]
             logp = model(input_ids=ids, use_cache=False).logits[0].float().log_softmax(-1)  # [L, V]
             plain[b, g] = logp[-4:-1].gather(-1, tokens[b, g][:, None])[:, 0]
-    error = (packed - plain).abs().mean().item()
+    error = (ours - plain).abs().mean().item()
     exact = {p.dtype for p in model.parameters()} <= {torch.float32, torch.float64}
     if not error < (5e-3 if exact else 0.25):  # `not <`: a NaN is refused as well
         raise ValueError(
             f"{type(model).__name__} gives other log-probabilities here (off by {error:.1e}): its "
-            "layers do more than causal softmax attention, which rollout.py does not support."
+            "layers do more than causal softmax attention, which attention.py does not support."
         )

@@ -94,13 +94,13 @@ def test_greedy_equals_cache_free_decoding_with_several_end_ids(model):
             assert out.truncated[b, g] == (want[stop - 1] not in ends)
 
 
-def test_sampled_logp_equals_scored_and_plain(model):
+def test_sampled_logp_equals_training_and_plain(model):
     """Sampling and training disagree about the policy: the ratio is not 1 at the first step."""
     out = draw(model, group_size=2)
-    scored = R.token_logp(model, out, [0, 1, 2, 3])
-    torch.testing.assert_close(out.logp, scored.detach(), rtol=0, atol=1e-4)
+    trained = R.token_logp(model, out, [0, 1, 2, 3])
+    torch.testing.assert_close(out.logp, trained.detach(), rtol=0, atol=1e-4)
     for b, g, logp in plain_logp(model, out):
-        torch.testing.assert_close(scored[b, g, : len(logp)], logp, rtol=0, atol=1e-4)
+        torch.testing.assert_close(trained[b, g, : len(logp)], logp, rtol=0, atol=1e-4)
 
 
 def test_gradients_equal_one_row_per_sample(model):
@@ -129,9 +129,9 @@ def test_the_windows_of_these_models_matter(model):
 def test_bfloat16_runs_with_windows(model):
     """A float32 mask of a window meets bfloat16 keys."""
     out = draw(model.to(torch.bfloat16), PROMPTS[:2], group_size=2)
-    scored = R.token_logp(model, out, [0, 1])
-    scored.sum().backward()
-    assert scored.isfinite().all() and (scored - out.logp)[out.mask].abs().mean() < 0.3
+    trained = R.token_logp(model, out, [0, 1])
+    trained.sum().backward()
+    assert trained.isfinite().all() and (trained - out.logp)[out.mask].abs().mean() < 0.3
 
 
 @pytest.mark.parametrize("window", [None, 1, 3, 7, 8])

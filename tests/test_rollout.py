@@ -129,14 +129,14 @@ def test_long_completions_outgrow_the_first_buffer():
 
 
 @pytest.mark.parametrize("temperature", [1.0, 0.6])
-def test_sampled_logp_equals_scored_and_plain(model, temperature):
+def test_sampled_logp_equals_training_and_plain(model, temperature):
     """Sampling and training disagree about the policy: the ratio is not 1 at the first step."""
     out = draw(model, temperature=temperature)
-    scored = R.token_logp(model, out, [0, 1, 2, 3], temperature=temperature)
-    torch.testing.assert_close(out.logp, scored.detach(), rtol=0, atol=1e-4)
+    trained = R.token_logp(model, out, [0, 1, 2, 3], temperature=temperature)
+    torch.testing.assert_close(out.logp, trained.detach(), rtol=0, atol=1e-4)
     for b, g, logp in plain_logp(model, out, temperature):
-        torch.testing.assert_close(scored[b, g, : len(logp)], logp, rtol=0, atol=1e-4)
-    assert (scored[~out.mask] == 0).all() and (out.logp[~out.mask] == 0).all()
+        torch.testing.assert_close(trained[b, g, : len(logp)], logp, rtol=0, atol=1e-4)
+    assert (trained[~out.mask] == 0).all() and (out.logp[~out.mask] == 0).all()
 
 
 def test_draws_follow_the_distribution():
@@ -224,8 +224,8 @@ def test_finished_rows_stop_costing_compute():
     assert rows[0] == (4, 8) and len(tokens) == out.length.max() - 1
     assert tokens == sorted(tokens, reverse=True) and tokens[-1] < 16
     for step, (b, g) in enumerate(rows[1:], start=1):
-        live = out.length > step  # [B, G] still to draw a token after this step
-        need = int(live.any(1).sum()) * int(live.sum(1).max())
+        running = out.length > step  # [B, G] still to draw a token after this step
+        need = int(running.any(1).sum()) * int(running.sum(1).max())
         assert need <= b * g <= need / 0.8  # trimmed unless that saves less than an eighth
 
 
@@ -250,7 +250,7 @@ def test_gradients_equal_one_row_per_sample(model):
     )
 
 
-def test_any_subset_of_groups_scores_the_same():
+def test_any_subset_of_groups_gives_the_same():
     """Micro-batches of other sizes, or in another order, change the log-probabilities."""
     model, out = build(), draw(build())
     full = R.token_logp(model, out, [0, 1, 2, 3])
@@ -413,10 +413,10 @@ def test_bfloat16_runs(device):
     torch.manual_seed(1)
     model = build(device=device).to(torch.bfloat16)
     out = draw(model)
-    scored = R.token_logp(model, out, [0, 1, 2, 3])
-    scored.sum().backward()
-    assert scored.dtype == out.logp.dtype == torch.float32 and scored.isfinite().all()
-    assert (scored - out.logp)[out.mask].abs().mean() < 0.3
+    trained = R.token_logp(model, out, [0, 1, 2, 3])
+    trained.sum().backward()
+    assert trained.dtype == out.logp.dtype == torch.float32 and trained.isfinite().all()
+    assert (trained - out.logp)[out.mask].abs().mean() < 0.3
 
 
 @pytest.mark.parametrize("device", [CUDA])
@@ -428,8 +428,8 @@ def test_cuda_gives_the_cpu_tokens(device):
     )
     assert torch.equal(out.tokens.cpu(), want.tokens)
     torch.testing.assert_close(out.logp.cpu(), want.logp, rtol=0, atol=1e-3)
-    scored = R.token_logp(build(device=device), out, [0, 1, 2, 3])
-    torch.testing.assert_close(scored.detach(), out.logp, rtol=0, atol=1e-4)
+    trained = R.token_logp(build(device=device), out, [0, 1, 2, 3])
+    torch.testing.assert_close(trained.detach(), out.logp, rtol=0, atol=1e-4)
 
 
 @pytest.mark.parametrize("every", [4, 16])
