@@ -31,7 +31,7 @@ from transformers import PreTrainedModel
 from attention import Cache, Layout, as_bias, forward
 from rollout import Tail, head
 
-MATCH = 3, 2  # tokens that are looked up, the longer match first
+MATCH = 5, 3, 2  # tokens that are looked up, the longest match first
 LONGEST = 16  # tokens of a draft
 TOKENS = 32  # of a forward: beyond these a CPU takes longer for each than it saves
 
@@ -124,9 +124,9 @@ class Row:
         kept = drawn[: right + 1]
         kept = kept[: next((i for i, token in enumerate(kept, 1) if token in ends), None)]
         if self.guess:
-            # A draft that was right, or where they are off the next token: longer ones
-            well = right == len(self.draft) and self.guess[:1] == drawn[:1]
-            self.size = min(LONGEST, max(1, 2 * self.size)) if well else right
+            # all right, or, where drafts are off, the next token would have been
+            well = right == len(self.draft) and self.guess[0] == drawn[0]
+            self.size = min(LONGEST, 2 * self.size or 1) if well else (self.size + right) // 2
         self.text += kept
         note(self.seen, self.text, len(self.text) - len(kept))
 

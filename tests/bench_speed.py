@@ -392,7 +392,8 @@ def bench_memory(args) -> None:
     tokens = torch.randint(0, 150_000, (1, 8, 1024), device=args.device)
     mask = torch.ones_like(tokens, dtype=torch.bool)
     prompts = [list(range(128))]
-    rollout = Rollout(prompts, tokens, mask, torch.zeros(mask.shape), mask.sum(-1), mask[..., 0])
+    length, logp = mask.sum(-1), torch.zeros(mask.shape)
+    rollout = Rollout(prompts, tokens, mask, logp, length, mask[..., 0], length)
     for p in model.parameters():
         p.grad = torch.zeros_like(p)
 

@@ -152,7 +152,7 @@ def test_entropy_is_the_surprise_of_a_token():
 
     logp = torch.tensor([[[-1.0, -2.0, 0.0], [-3.0, 0.0, 0.0]]])  # lengths 2 and 1
     length = torch.tensor([[2, 1]])
-    rollout = Rollout([[1]], logp.long(), logp < 0, logp, length, length < 1)
+    rollout = Rollout([[1]], logp.long(), logp < 0, logp, length, length < 1, length)
     one = torch.ones(1, 2)
     names = ("total", "exact", "copied", "format", "dead")
     log = metrics.Log()

@@ -26,7 +26,7 @@ class Log:
 
     def sampled(self, rollout: Rollout, scores: dict[str, Tensor]) -> None:
         """Every sampled group counts, kept or not: the kept ones alone would flatter."""
-        told = {"length": rollout.length, "truncated": rollout.truncated}
+        told = {name: getattr(rollout, name) for name in ("length", "truncated", "forwards")}
         self.scores.append({**scores, **told, "surprise": -rollout.logp})
 
     def add(self, **numbers: float) -> None:
@@ -53,6 +53,9 @@ class Log:
             tokens = sum(int(scores["length"].sum()) for scores in self.scores)
             metrics["entropy"] = sum(float(s["surprise"].sum()) for s in self.scores) / tokens
             metrics["tokens_per_s"] = tokens / seconds
+            forwards = sum(int(scores["forwards"].sum()) for scores in self.scores)
+            if forwards < tokens:  # there were drafts
+                metrics["tokens_per_forward"] = tokens / forwards
         means = {name: number / max(self.steps, 1) for name, number in self.sums.items()}
         loss = means.pop("loss", 0.0)
         return {**metrics, **means, "skipped": self.skipped, "seconds": seconds, "loss": loss}
