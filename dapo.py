@@ -25,7 +25,7 @@ KNOBS = ("clip_low", "clip_high", "dual_clip")  # the settings of a run that `lo
 def token_weight(mask: Tensor) -> Tensor:  # bool [N, T] or [B, G, T] -> float, the same shape
     """1 / sum_i |o_i| on each token: the mean over all tokens of the step (token mean, sec. 3.3).
 
-    Call it once, on all N rows of an optimizer step, then slice: the mean of micro-batch means is
+    Call it once, on all N rows of an optimizer step, then slice: the mean of the parts' means is
     another number. A row with no token weighs 0.
     All tokens weigh the same, so a long answer weighs more than a short one.
     """
@@ -50,7 +50,7 @@ def loss(
     add exactly 0 to value and gradient. On-policy (logp == old_logp) every ratio is 1 and the value
     is -mean(A), about 0, but the gradient, -weight * A in logp, is not: watch reward, not loss.
 
-    The dict holds sums of weight * x, so add them over the micro-batches of a step (and divide by
+    The dict holds sums of weight * x, so add them over the parts of a step (and divide by
     the step's weight.sum() if rows were empty): `clipfrac`, x = 1 where a clip took the gradient
     away, and its two parts, `clipfrac_low` with A < 0 and `clipfrac_high` with A > 0; `ratio`; and
     `kl`, k3 to the reference alone, 0.0 if there is no reference.

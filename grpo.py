@@ -22,7 +22,7 @@ KNOBS = ("clip", "beta")  # the settings of a run that `loss` takes
 def token_weight(mask: Tensor) -> Tensor:  # bool [N, T] or [B, G, T] -> float, the same shape
     """1 / (N |o_i|) on each token of row i: the mean over rows of each row's mean (sequence mean).
 
-    Call it once, on all N rows of an optimizer step, then slice: the mean of micro-batch means is
+    Call it once, on all N rows of an optimizer step, then slice: the mean of the parts' means is
     another number. A row with no token weighs 0.
     It counts in N, as in TRL (not in verl). A token of a short answer outweighs one of a long one.
     """
@@ -45,7 +45,7 @@ def loss(
     add exactly 0 to value and gradient. On-policy (logp == old_logp) every ratio is 1 and the value
     is -mean(A), about 0, but the gradient, -weight * A in logp, is not: watch reward, not loss.
 
-    The dict holds sums of weight * x, so add them over the micro-batches of a step (and divide by
+    The dict holds sums of weight * x, so add them over the parts of a step (and divide by
     the step's weight.sum() if rows were empty): `clipfrac`, x = 1 where a clip took the gradient
     away, and its two parts, `clipfrac_low` with A < 0 and `clipfrac_high` with A > 0; `ratio`; and
     `kl`, k3 to the reference alone, 0.0 if there is no reference.

@@ -70,38 +70,19 @@ class Policy:
             return packed.packed(self.model, self.dtype)
         return lora.merged(self.model)
 
-    def sample(
-        self,
-        prompts: list[list[int]],
-        *,
-        group_size: int,
-        max_new_tokens: int,
-        temperature: float = 1.0,
-        top_p: float = 1.0,
-        generator: torch.Generator | None = None,
-        uniform: Tensor | None = None,
-        plain: bool = False,
-    ) -> Rollout:
-        """group_size completions of each prompt: see rollout.sample.
+    def sample(self, prompts: list[list[int]], *, plain: bool = False, **how) -> Rollout:
+        """rollout.sample with this model and its ends; `how` has group_size, max_new_tokens, ...
 
         `plain` keeps away from packed.py and drafts.py: the sampled log-probabilities are those of
         training to the last digits.
         """
         check_model(self.model, length=1)  # while its layers are plain
-        with self.precision(), contextlib.nullcontext() if plain else self.decoding():
-            return sample(
-                self.model,
-                prompts,
-                group_size=group_size,
-                max_new_tokens=max_new_tokens,
-                eos_ids=self.eos_ids,
-                pad_id=self.pad_id,
-                temperature=temperature,
-                top_p=top_p,
-                generator=generator,
-                uniform=uniform,
-                finish=None if plain else drafts.finish,
-            )
+        how |= {"eos_ids": self.eos_ids, "pad_id": self.pad_id}
+        if plain:
+            with self.precision():
+                return sample(self.model, prompts, **how)
+        with self.precision(), self.decoding():
+            return sample(self.model, prompts, finish=drafts.finish, **how)
 
     def logp(self, rollout: Rollout, groups: list[int], temperature: float = 1.0) -> Tensor:
         """Log-probability of every token of these groups, differentiable: -> [b, G, T]."""

@@ -7,7 +7,7 @@ Left out:
     2. models whose weights do not fit one device (several may share the work: `upkeep/ranks.py`)
     3. sampling by another program, answers that use tools or take several turns
 
-One step is five verbs, and the loop in `train` says just them:
+A turn of the loop in `train` is five verbs, and says just them:
 
     sample      G completions of each prompt                     rollout.sample
     score       format, and likeness to the true code            reward.score
@@ -47,7 +47,7 @@ from upkeep.metrics import Log
 
 
 def train(config: Config, policy: Policy, state: State) -> Iterator[dict]:
-    """GRPO, DAPO or a variant, a rollout and its steps a turn. Yields the metrics of each turn."""
+    """GRPO, DAPO or a variant: a rollout a turn, some steps on it. Yields the turn's metrics."""
     algo = {"grpo": grpo, "dapo": dapo, **variants.of(config.max_new_tokens)}[config.algo]
     knobs = {name: getattr(config, name) for name in algo.KNOBS}
     base_logp = untrained(policy, config.model).base_logp if config.with_kl else lambda *_: None
@@ -68,7 +68,7 @@ def train(config: Config, policy: Policy, state: State) -> Iterator[dict]:
         # ---- advantage
         adv = algo.advantage(reward, scale=config.scale)[..., None]  # [B, G, 1]
         for parts, resting in minibatches(policy, rollout, adv, algo, config):
-            log.add(ratio=resting)  # the weight of dead groups outside the model: their ratio is 1
+            log.add(ratio=resting)  # dead groups, which stay out of the model: their ratio is 1
             for part in parts:
                 # ---- loss
                 logp = policy.logp(rollout, part.groups, config.temperature)  # [b, G, T]
@@ -109,15 +109,14 @@ def finetune(config: Config, policy: Policy, state: State) -> Iterator[dict]:
 
 def step(state: State, config: Config, loss: float) -> tuple[float, bool]:
     """One AdamW step at the scheduled rate -> the gradient's norm before it is cut, and whether it
-    was skipped: norm or loss are not finite, and the weights would be lost for good."""
+    was skipped: norm or loss are not finite, and the model would be lost for good."""
     rate = min((state.step + 1) / config.warmup, 1.0) if config.warmup else 1.0
     cosine = (1 + math.cos(math.pi * (state.step / config.steps))) / 2
     rate *= config.lr_floor + (1 - config.lr_floor) * cosine
-    for group in state.optimizer.param_groups:
-        group["lr"] = config.lr * rate
-    weights = state.optimizer.param_groups[0]["params"]
-    ranks.add_gradients(weights)
-    norm = ranks.full(torch.nn.utils.clip_grad_norm_(weights, config.max_grad_norm)).item()
+    state.optimizer.param_groups[0]["lr"] = config.lr * rate
+    parameters = state.optimizer.param_groups[0]["params"]
+    ranks.add_gradients(parameters)
+    norm = ranks.full(torch.nn.utils.clip_grad_norm_(parameters, config.max_grad_norm)).item()
     skip = not (math.isfinite(norm) and math.isfinite(loss))
     if skip:
         state.skipped += 1
@@ -134,7 +133,7 @@ def step(state: State, config: Config, loss: float) -> tuple[float, bool]:
 
 
 class Batch:
-    """The groups of one rollout. What the algorithm does not keep goes; `missing` asks for more."""
+    """The groups of one turn. What the algorithm does not keep goes; `missing` asks for more."""
 
     def __init__(self, config: Config):
         self.size, self.tries, self.drawn = config.prompts, 1 + config.max_refills, 0
@@ -164,13 +163,13 @@ class Part:
     groups: list[int]  # which of the rollout's B
     weight: Tensor  # [b, G, T]; sums to 1 over all parts of a minibatch and its dead groups
     adv: Tensor  # [b, G, 1]
-    old_logp: Tensor | None  # [b, G, T]; None: the policy still is the one that sampled
+    old_logp: Tensor | None  # [b, G, T]; None: what `logp` is now, for no step was made yet
 
 
 def sample(policy: Policy, examples: list[data.Example], config: Config, state: State) -> Rollout:
     """G completions of each example's prompt, as the config says."""
     how = {n: getattr(config, n) for n in ("group_size", "max_new_tokens", "temperature")}
-    # Where the sampled log-probabilities are the old ones of the loss, to the last digit.
+    # No faster products, no drafts where sampled log-probabilities are the old ones of the loss.
     how["plain"] = policy.dtype == torch.float32 and not policy.adapted
     return ranks.sample(policy, policy.prompts(examples), generator=state.generator, **how)
 
@@ -180,7 +179,8 @@ def score(
 ) -> dict[str, Tensor]:
     """reward.score of every completion, each [B, G]; `total` has the overlong penalty.
 
-    And of every group, [B]: whether its scores are all equal (`dead`), whether to `keep` it.
+    And of every group, [B]: whether its scores are all equal (`dead`), whether to `keep` it: by
+    the score that --filter names.
     """
     B, G = rollout.length.shape
     targets = [e.new_code for e in examples for _ in range(G)]
@@ -197,7 +197,7 @@ def score(
 def minibatches(
     policy: Policy, rollout: Rollout, adv: Tensor, algo, config: Config
 ) -> list[tuple[list[Part], float]]:
-    """For each optimizer step its parts, and the weight of the groups that stay out of the model.
+    """For each optimizer step its parts, and the weight of the dead groups, outside the model.
 
     Weights are those of a whole minibatch, so that its parts, on all ranks, simply add up. In bf16
     the shape of a batch moves a token's probability by some percent, which the ratio would take for
@@ -222,11 +222,12 @@ def portions(adv: Tensor, config: Config) -> list[tuple[list[int], list[int]]]:
     """For each optimizer step its groups, and those of them that go through the model.
 
     Five groups and two minibatches give the groups 0, 1 and then 2, 3, 4. A dead group pushes
-    nothing, so that it stays out unless the KL pulls at it (or all are dead: zeros move AdamW).
+    nothing, so that it stays out unless the KL pulls at it. (If all of a step are dead they run: a
+    gradient of zeros lets AdamW's momentum act, as in any step.)
     """
     count = len(adv)  # adv: [B, G, 1]
-    parts = min(config.minibatches, count)
-    steps = [list(range(i * count // parts, (i + 1) * count // parts)) for i in range(parts)]
+    steps = min(config.minibatches, count)
+    steps = [list(range(i * count // steps, (i + 1) * count // steps)) for i in range(steps)]
     if config.with_kl:
         return [(groups, groups) for groups in steps]
     teaches = (adv != 0).any(dim=1)[:, 0].tolist()  # a NaN teaches: it must show

@@ -21,7 +21,7 @@ from edit_distance import Device, levenshtein
 from strip import does_something, strip_comments
 
 PYTHON = ("", "python", "py")  # what may stand behind the ``` that opens a fence of code
-MAX_TEXT = 2**17  # characters: a longer completion scores -2 unread, for a megabyte takes seconds
+MAX_TEXT = 2**17  # characters: no code is sought in more, for a megabyte takes seconds
 
 # ---- rewards ------------------------------------------------------------------------------------
 
@@ -128,7 +128,7 @@ def _stripped_code(completion: str) -> str | None:
         return None
 
 
-# ---- format: one think block, one answer block, one fence -------------------------------------
+# ---- format: one think block, one answer block; and the one fence in it ------------------------
 
 
 def format_reward(completion: str) -> float:

@@ -76,36 +76,25 @@ class Tail:
 
 @torch.no_grad()
 def sample(
-    model: PreTrainedModel,
-    prompts: list[list[int]],
-    *,
-    group_size: int,
-    max_new_tokens: int,
-    eos_ids: Iterable[int],
-    pad_id: int,
-    temperature: float = 1.0,
-    top_p: float = 1.0,
-    generator: torch.Generator | None = None,
-    uniform: Tensor | None = None,
+    model: PreTrainedModel, prompts: list[list[int]], *, group_size: int, max_new_tokens: int,
+    eos_ids: Iterable[int], pad_id: int, temperature: float = 1.0, top_p: float = 1.0,
+    generator: torch.Generator | None = None, uniform: Tensor | None = None,
     finish: Callable | None = None,
-) -> Rollout:
+) -> Rollout:  # fmt: skip
     """Sample group_size completions of every prompt, in eval(); every module's mode comes back.
 
     temperature 0 is greedy (its logp is at temperature 1). `logp` is the log-softmax over the whole
     vocabulary even where top_p < 1 cuts the draw, so only top_p = 1 may be trained on. A seeded
-    generator gives the same rollout again, and so do the same `uniform` numbers in its place.
-    `finish` takes over when `FEW` rows run: drafts.finish, which gives the same tokens sooner.
+    generator, or the same `uniform` numbers in its place, give the same rollout again. `finish`
+    (drafts.finish, the same tokens sooner) takes over when `FEW` rows run.
     """
     check_request(model, prompts, group_size, max_new_tokens, temperature, top_p)
-    check_model(model, max(map(len, prompts)) + max_new_tokens)
-    device, G, T = model.device, group_size, max_new_tokens
-    B = len(prompts)
+    device, B, G, T = model.device, len(prompts), group_size, max_new_tokens
     uniform = numbers(T, B, G, generator, device) if uniform is None else uniform  # [T, B, G]
     uniform = uniform.flatten(1).to(device)  # [T, N]
     eos = torch.tensor(list(eos_ids), dtype=torch.long, device=device)
-    tokens = torch.full((B * G, T), pad_id, device=device)  # [N, T]
-    logp = torch.zeros(B * G, T, device=device)
-    forwards = length = torch.zeros(B * G, dtype=torch.long, device=device)  # [N]
+    tokens, logp, length = blank(B * G, T, pad_id, device)  # [N, T], [N, T], [N]
+    forwards = length  # one tensor: a pass of the model for each token, unless `finish` counts
     row = torch.arange(B * G, device=device).view(B, G)  # of `tokens`, for each running sample
     running = torch.ones_like(row, dtype=torch.bool)  # [B, G]: no end token yet
     pick = partial(draw, temperature=temperature, top_p=top_p)
@@ -125,12 +114,23 @@ def sample(
             if t + 1 == T or not row.numel():
                 break
             hidden = decode(model, token, layout)  # [B', G', C]
-    mask = torch.arange(int(length.max()), device=device) < length[:, None]  # [N, longest]
+    return closed(prompts, tokens, logp, length, forwards, ends=eos, pad_id=pad_id)
+
+
+def blank(N: int, T: int, pad_id: int, device) -> tuple[Tensor, Tensor, Tensor]:
+    """Tokens and their logp [N, T], and how many there are [N], before anything is drawn."""
+    length = torch.zeros(N, dtype=torch.long, device=device)
+    return torch.full((N, T), pad_id, device=device), torch.zeros(N, T, device=device), length
+
+
+def closed(prompts, tokens, logp, length, forwards, *, ends: Tensor, pad_id: int) -> Rollout:
+    """The rollout of N = B*G rows: tokens and logp [N, T], length and forwards [N]."""
+    mask = torch.arange(int(length.max()), device=length.device) < length[:, None]  # [N, longest]
     tokens = tokens[:, : mask.shape[1]].where(mask, pad_id)
-    truncated = ~torch.isin(tokens.gather(1, length[:, None] - 1), eos)  # no end token at the end
+    truncated = ~torch.isin(tokens.gather(1, length[:, None] - 1), ends)  # no end token at the end
     logp = logp[:, : mask.shape[1]].where(mask, 0.0)
-    out = tokens, mask, logp, length, truncated[:, 0], forwards
-    return Rollout(prompts, *(x.unflatten(0, (B, G)) for x in out))  # [N, ..] -> [B, G, ..]
+    rows = tokens, mask, logp, length, truncated[:, 0], forwards
+    return Rollout(prompts, *(x.unflatten(0, (len(prompts), -1)) for x in rows))  # -> [B, G, ..]
 
 
 def numbers(T: int, B: int, G: int, generator: torch.Generator | None, device="cpu") -> Tensor:
@@ -305,15 +305,15 @@ def written(
     return Rollout(prompts, *(x.unflatten(0, shape) for x in out))
 
 
-def join(parts: list[Rollout]) -> Rollout:
-    """One rollout of the groups of all parts; where a part ends short of the longest T, masked."""
-    T = max(part.tokens.shape[2] for part in parts)
+def join(rollouts: list[Rollout]) -> Rollout:
+    """One rollout of the groups of all; where one ends short of the longest T, it is masked."""
+    T = max(rollout.tokens.shape[2] for rollout in rollouts)
 
-    def together(name: str) -> Tensor:  # [B', G, T'] or [B', G] of each part -> [B, G, T] or [B, G]
-        tensors = [getattr(part, name) for part in parts]
+    def together(name: str) -> Tensor:  # [B', G, T'] or [B', G] of each -> [B, G, T] or [B, G]
+        tensors = [getattr(rollout, name) for rollout in rollouts]
         return torch.cat([F.pad(x, (0, T - x.shape[2])) if x.ndim == 3 else x for x in tensors])
 
-    prompts = [prompt for part in parts for prompt in part.prompts]
+    prompts = [prompt for rollout in rollouts for prompt in rollout.prompts]
     return Rollout(prompts, *map(together, TENSORS))
 
 
@@ -362,6 +362,7 @@ def check_request(
             f"A prompt of {longest} and {max_new_tokens} new tokens exceed the model's {room} "
             "positions: shorten the prompt or lower max_new_tokens."
         )
+    check_model(model, longest + max_new_tokens)
 
 
 CHECKED: weakref.WeakSet = weakref.WeakSet()  # models that passed `check_numbers`

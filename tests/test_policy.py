@@ -16,6 +16,7 @@ import lora
 import policy as policy_module
 from policy import load
 from rollout import written
+from upkeep.rows import check_rows
 
 
 @pytest.fixture
@@ -54,7 +55,7 @@ def test_an_answer_that_spells_the_end_token_is_learnt_whole(tiny, tmp_path):
     (graded,) = evaluate.grade([row], policy.texts(rollout))
     assert graded.exact and graded.format == 1
     (tmp_path / "rows.jsonl").write_text(json.dumps(asdict(row)))
-    evaluate.check_rows(policy, tmp_path / "rows.jsonl", 200)
+    check_rows(policy, tmp_path / "rows.jsonl", 200)
     assert policy.length(data.completion(row)) == rollout.length.item()
 
 
