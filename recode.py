@@ -161,7 +161,7 @@ class Part:
     """Some groups of a minibatch, as many as one forward pass may hold."""
 
     groups: list[int]  # which of the rollout's B
-    weight: Tensor  # [b, G, T]; sums to 1 over all parts of a minibatch and its dead groups
+    weight: Tensor  # [b, G, T]; of each token, in the whole minibatch
     adv: Tensor  # [b, G, 1]
     old_logp: Tensor | None  # [b, G, T]; None: what `logp` is now, for no step was made yet
 
