@@ -1,33 +1,29 @@
 """Write `together.yaml`: which releases of the rows of 2026 one environment can hold.
 
-    python -m data.together       asks uv some hundred times; prove all rows --again after it
+    python -m data.together       then prove all rows --again in the environments that it names
 
-A release joins the first group of its Python with which uv finds versions for all packages, or
-begins a new group. The new releases come first, since every answer is run in one of them.
+The new releases begin with one group that takes all with which uv finds versions for all packages;
+those left over form the next group, and so on. Then the old releases do the same.
 """
 
 import subprocess
 import sys
 
 from data import build, verify
+from data.verify import Release
 
 FILE = "updates_2026"
 HEAD = "# Releases that share an environment; `python -m data.together` writes this.\n"
 
 
-def wanted() -> list[verify.Release]:
-    """The releases of all rows, each once: first the new ones, the newest Python first."""
+def sides() -> tuple[list[Release], list[Release]]:
+    """The new releases of all rows and the old ones, each once."""
     found = [path for paths in build.sources(FILE).values() for path in paths]
     rows = [row for path in found for row in verify.rows(path)]
-    sides = {row.new_release for row in rows}, {row.old_release for row in rows}
-    return [x for side in sides for x in sorted(side, key=lambda x: (python(x), x), reverse=True)]
+    return sorted({row.new_release for row in rows}), sorted({row.old_release for row in rows})
 
 
-def python(release: verify.Release) -> tuple[int, ...]:
-    return tuple(map(int, release[0].split()[1].split(".")))
-
-
-def fit(release: verify.Release) -> bool:
+def fit(release: Release) -> bool:
     """Whether uv finds versions of all packages that go with each other."""
     version, *packages = release
     command = [
@@ -44,26 +40,36 @@ def fit(release: verify.Release) -> bool:
     return not asked.returncode
 
 
-def together(releases: list[verify.Release]) -> list[verify.Release]:
-    """Groups of two releases and more."""
-    groups: list[verify.Release] = []
-    for release in releases:
-        for n, group in enumerate(groups):
-            both = group + tuple(package for package in release if package not in group)
-            if group[0] == release[0] and (both == group or fit(both)):
-                groups[n] = both
-                break
-        else:
-            groups.append(release)
-    return [group for group in groups if group not in releases]
+def join(group: Release, releases: list[Release]) -> tuple[Release, list[Release]]:
+    """The group with all that goes with it, halving what does not; and what is left over."""
+    both = tuple(dict.fromkeys(sum(releases, group)))
+    if both == group or fit(both):
+        return both, []
+    if len(releases) == 1:
+        return group, releases
+    half = len(releases) // 2
+    group, left = join(group, releases[:half])
+    group, more = join(group, releases[half:])
+    return group, left + more
+
+
+def together(releases: list[Release]) -> list[Release]:
+    """Groups of these releases, of one Python each."""
+    groups = []
+    while releases:
+        others = [release for release in releases[1:] if release[0] == releases[0][0]]
+        group, left = join(releases[0], others)
+        groups.append(group)
+        releases = left + [release for release in releases if release[0] != group[0]]
+    return groups
 
 
 def main() -> None:
-    lines = []
-    for group in together(wanted()):
-        lines.append("- - " + "\n  - ".join(f'"{package}"' for package in group) + "\n")
-        print(len(group) - 1, *group, file=sys.stderr)
-    verify.TOGETHER.write_text(HEAD + ("".join(lines) or "[]\n"), encoding="utf-8")
+    groups = [group for side in sides() for group in together(side)]
+    lines = ["- - " + "\n  - ".join(f'"{package}"' for package in group) for group in groups]
+    verify.TOGETHER.write_text(HEAD + "\n".join(lines) + "\n", encoding="utf-8")
+    for group in groups:
+        print(", ".join(group), file=sys.stderr)
 
 
 if __name__ == "__main__":
