@@ -76,10 +76,8 @@ def reached(hub: str) -> bool:
         return False
     try:  # once: from_pretrained would ask for a minute
         urlopen(Request(constants.ENDPOINT, method="HEAD"), timeout=3).close()
-    except HTTPError:
-        return True
-    except OSError:
-        return False
+    except OSError as error:
+        return isinstance(error, HTTPError)
     return True
 
 

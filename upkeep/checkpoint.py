@@ -30,6 +30,7 @@ from torch import Tensor, nn
 
 from policy import Policy, files
 from upkeep import ranks
+from weights import checksum
 
 KEPT = 2  # newest checkpoints, the last one included
 SKIPS = 4  # optimizer steps in a row that may be skipped
@@ -210,14 +211,6 @@ def fingerprint(name: str) -> str:
     """The same for the same model: a run that goes on must find the one that it began with."""
     sums = [(file.name, checksum(file)) for file in files(name)]
     return hashlib.sha256(repr(sums).encode()).hexdigest()
-
-
-def checksum(path: Path) -> str:
-    digest = hashlib.sha256()
-    with open(path, "rb") as file:
-        while block := file.read(2**20):
-            digest.update(block)
-    return digest.hexdigest()
 
 
 def check_room(folder: Path, policy: Policy, keep: int = KEPT) -> None:
