@@ -290,9 +290,7 @@ def rope_limit(config) -> float:
     return limit
 
 
-# ------------------------------------------------------------------------------------------------
-# Sliding windows (Mistral, Gemma 3, ...): a token sees the `window` newest tokens, itself included
-# ------------------------------------------------------------------------------------------------
+# ---- Sliding windows (Mistral, Gemma 3, ...): a token sees the `window` newest, itself included --
 
 
 def windowed(config) -> int:

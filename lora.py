@@ -137,8 +137,7 @@ def attach(
         home = generator.device if generator else "cpu"
         A = torch.empty(layer.lora_A.shape, dtype=torch.float32, device=home)
         A.uniform_(-1, 1, generator=generator).div_(math.sqrt(layer.in_features))
-        with torch.no_grad():
-            layer.lora_A.copy_(A)
+        layer.lora_A.data.copy_(A)
     return trained
 
 
@@ -206,8 +205,7 @@ def wrap(model: PreTrainedModel, names: set[str], adapter: Adapter) -> list[nn.P
 @contextmanager
 def disabled(model: PreTrainedModel) -> Iterator[None]:
     """Inside, the model is its base, bit for bit: the reference needs no second copy."""
-    found = in_use(model)
-    if not found:
+    if not (found := in_use(model)):
         raise ValueError("This model has no adapters that could be off: its reference is a copy.")
     try:
         for layer in found:
@@ -274,13 +272,8 @@ def in_use(model: PreTrainedModel) -> list[Adapted]:
 
 CONFIG, WEIGHTS = "adapter_config.json", "adapter_model.safetensors"
 PREFIX = "base_model.model."  # PEFT's wrapper around the model
-FIELDS = {  # PEFT's names of ours
-    "r": "rank",
-    "lora_alpha": "alpha",
-    "lora_dropout": "dropout",
-    "use_dora": "dora",
-    "use_rslora": "rslora",
-}
+FIELDS = {"r": "rank", "lora_alpha": "alpha", "lora_dropout": "dropout"}  # PEFT's names of ours
+FIELDS |= {"use_dora": "dora", "use_rslora": "rslora"}
 # settings that change no number of a finished adapter; which layers it has: `check_whole`
 NEUTRAL = set(
     "target_modules exclude_modules layers_to_transform layers_pattern base_model_name_or_path "
@@ -344,9 +337,8 @@ def load(model: PreTrainedModel, folder: str | Path) -> list[nn.Parameter]:
         if not torch.isfinite(tensors[k]).all():
             raise ValueError(f"{folder}/{WEIGHTS}: {k} holds numbers that are not finite.")
     check_whole(model, folder, json.loads(adapter.file))
-    with torch.no_grad():
-        for k, p in own.items():
-            p.copy_(tensors[k])
+    for k, p in own.items():
+        p.data.copy_(tensors[k])
     return trained
 
 

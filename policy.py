@@ -72,11 +72,9 @@ class Policy:
         """
         check_model(self.model, length=1)  # while its layers are plain
         how |= {"eos_ids": self.eos_ids, "pad_id": self.pad_id}
-        if plain:
-            with self.precision():
-                return sample(self.model, prompts, **how)
-        with self.precision(), self.decoding():
-            return sample(self.model, prompts, finish=drafts.finish, **how)
+        how |= {"finish": None if plain else drafts.finish}
+        with self.precision(), contextlib.nullcontext() if plain else self.decoding():
+            return sample(self.model, prompts, **how)
 
     def logp(self, rollout: Rollout, groups: list[int], temperature: float = 1.0) -> Tensor:
         """Log-probability of every token of these groups, differentiable: -> [b, G, T]."""
