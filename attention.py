@@ -243,11 +243,8 @@ def forgetful(model: PreTrainedModel, forward: Callable, *args, **kwargs):
     if not torch.is_grad_enabled():
         return forward(*args, **kwargs)
     layout = LAYOUT.get()  # backward comes when it is gone, and with it our attention
-
-    def contexts() -> tuple:
-        return nullcontext(), attending(model, layout)
-
-    how = dict(use_reentrant=False, preserve_rng_state=False, context_fn=contexts)
+    how = dict(use_reentrant=False, preserve_rng_state=False)
+    how["context_fn"] = lambda: (nullcontext(), attending(model, layout))  # forward's, backward's
     return checkpoint(forward, *args, **how, **kwargs)
 
 

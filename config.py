@@ -69,9 +69,7 @@ class Config:
     clip_high: float = flag(
         0.0, "upper clip, 0 is the algorithm's: dapo 0.28, gspo 4e-4, cispo 4", tuple(CLIPS)
     )
-    dual_clip: float = flag(
-        10.0, "bound on the ratio where the advantage is negative, inf is off", DAPO
-    )
+    dual_clip: float = flag(10.0, "bound on the ratio of negative advantages, inf is off", DAPO)
     # step
     minibatches: int = flag(2, "optimizer steps per rollout", RL)
     pack_tokens: int = flag(2048, "tokens per forward pass: memory against speed")
@@ -95,9 +93,7 @@ class Config:
     rank: int = flag(16, "of adapters")
     alpha: float = flag(32.0, "adapters are scaled by alpha / rank")
     targets: str = flag("", "layers with adapters, as q_proj,v_proj (default: all but the head)")
-    shard: bool = flag(
-        False, "share all weights' gradients and optimizer among the ranks of torchrun"
-    )
+    shard: bool = flag(False, "share weights, gradients and optimizer among torchrun's ranks")
     # report
     save_every: int = flag(10, "steps between checkpoints, beside the one at the end")
     eval_rows: int = flag(300, "rows of each split in the tables, at most; 0 is no table")
@@ -165,14 +161,12 @@ RESUMABLE = set(
 def check(config: Config) -> None:
     """ValueError with one sentence for whatever a run cannot have."""
     for f in fields(config):
-        value, choices = getattr(config, f.name), f.metadata["choices"]
+        name, value, choices = spelled(f.name), getattr(config, f.name), f.metadata["choices"]
         # An int will do for a float, but True is no int.
         if type(value) is not f.type and not (f.type is float and type(value) is int):
-            raise ValueError(
-                f"{spelled(f.name)} is {value!r}: give a value of type {f.type.__name__}"
-            )
+            raise ValueError(f"{name} is {value!r}: give a value of type {f.type.__name__}")
         if choices and value not in choices:
-            raise ValueError(f"{spelled(f.name)} is '{value}': choose from {', '.join(choices)}")
+            raise ValueError(f"{name} is '{value}': choose from {', '.join(choices)}")
         if value != f.default:
             check_reader(f, config.algo)
     for names, fits, wish in LIMITS:
@@ -304,10 +298,7 @@ def parser() -> argparse.ArgumentParser:
 def resumed(given: dict) -> Config:
     """The configuration that a run folder holds, with what --resume may change."""
     if foreign := sorted(given.keys() - RESUMABLE):
-        other = spelled(foreign[0])
-        raise ValueError(
-            f"--resume goes on in its own folder and configuration: leave {other} away"
-        )
+        raise ValueError(f"--resume keeps the run's settings: leave {spelled(foreign[0])} away")
     file = Path(given["resume"], "config.json")
     if not file.is_file():
         raise ValueError(f"--resume {given['resume']}: no run to go on with in that folder")
@@ -319,9 +310,7 @@ def resumed(given: dict) -> Config:
         check_dtype(kept, given)
         return config
     except (TypeError, UnicodeDecodeError, json.JSONDecodeError):
-        raise ValueError(
-            f"{file} is not a configuration of this version: start a new run"
-        ) from None
+        raise ValueError(f"{file} is not a configuration of this version: start anew") from None
     except ValueError as error:
         raise ValueError(f"{file}: {error}") from None
 

@@ -262,9 +262,7 @@ def in_use(model: PreTrainedModel) -> list[Adapted]:
     """The adapted layers, all of them in use: `disabled` in `merged` would find no base there."""
     found = list(layers(model).values())
     if not all(layer.on for layer in found):
-        raise ValueError(
-            "disabled(), merged() and swapped() do not go into one another: leave one first."
-        )
+        raise ValueError("disabled(), merged() and swapped() do not nest: leave one first.")
     return found
 
 

@@ -240,9 +240,7 @@ def own_speech(folder: str, tokenizer: PreTrainedTokenizerBase) -> PreTrainedTok
     return tokenizer
 
 
-def read(
-    name: str, revision: str | None = None
-) -> tuple[PreTrainedModel, PreTrainedTokenizerBase, dict]:
+def read(name: str, revision: str | None) -> tuple[PreTrainedModel, PreTrainedTokenizerBase, dict]:
     """Model in float32, tokenizer, and transformers' report of what fitted. No code of theirs."""
     where = weights.located(name) | {"trust_remote_code": False}
     where |= {"revision": revision} if revision else {}
