@@ -30,7 +30,7 @@ tokens of a row.
 """
 
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 from contextvars import ContextVar
 from dataclasses import dataclass, field
 from functools import partial
@@ -38,7 +38,9 @@ from functools import partial
 import torch
 import torch.nn.functional as F
 from torch import Tensor
+from torch.utils.checkpoint import checkpoint
 from transformers import AttentionInterface, PreTrainedModel
+from transformers.modeling_layers import GradientCheckpointingLayer
 
 
 @dataclass
@@ -225,26 +227,25 @@ def attending(model: PreTrainedModel, layout: Layout) -> Iterator[None]:
         LAYOUT.reset(token)
 
 
-@contextmanager
-def replaying(model: PreTrainedModel, layout: Layout) -> Iterator[None]:
-    """Make gradient checkpointing replay each layer under `attending`.
+def recompute(model: PreTrainedModel) -> None:
+    """Forget activations in forward and make them again in backward.
 
-    The replay runs in backward, when this forward is long over: left alone it would take the
-    model's own attention, and the gradient would silently be another one.
+    transformers does so in train() alone, where dropout, the model's or its adapters', makes
+    another function of it than the one that sampled: here the model stays in eval().
     """
+    for layer in model.modules():
+        if isinstance(layer, GradientCheckpointingLayer):
+            layer.forward = partial(forgetful, model, layer.forward)
 
-    def replay(checkpointing, layer, *args):
-        return checkpointing(attending(model, layout)(layer), *args)
 
-    modules = [m for m in model.modules() if getattr(m, "gradient_checkpointing", False)]
-    before = [m._gradient_checkpointing_func for m in modules]
-    try:
-        for m, checkpointing in zip(modules, before, strict=True):
-            m._gradient_checkpointing_func = partial(replay, checkpointing)
-        yield
-    finally:
-        for m, checkpointing in zip(modules, before, strict=True):
-            m._gradient_checkpointing_func = checkpointing
+def forgetful(model: PreTrainedModel, forward: Callable, *args, **kwargs):
+    """A layer's forward that keeps only its input for backward, and runs again there."""
+    if not torch.is_grad_enabled():
+        return forward(*args, **kwargs)
+    layout = LAYOUT.get()  # backward comes when it is gone, and with it our attention
+    how = dict(use_reentrant=False, preserve_rng_state=False)
+    how["context_fn"] = lambda: (nullcontext(), attending(model, layout))  # forward's, backward's
+    return checkpoint(forward, *args, **how, **kwargs)
 
 
 def as_bias(unseen: Tensor) -> Tensor:
@@ -286,9 +287,7 @@ def rope_limit(config) -> float:
     return limit
 
 
-# ------------------------------------------------------------------------------------------------
-# Sliding windows (Mistral, Gemma 3, ...): a token sees the `window` newest tokens, itself included
-# ------------------------------------------------------------------------------------------------
+# ---- Sliding windows (Mistral, Gemma 3, ...): a token sees the `window` newest, itself included --
 
 
 def windowed(config) -> int:

@@ -10,7 +10,7 @@ import json
 import math
 import signal
 import sys
-from dataclasses import asdict, dataclass, field, fields
+from dataclasses import dataclass, field, fields
 from pathlib import Path
 
 RL = ("grpo", "dapo", "drgrpo", "gspo", "cispo")  # the algorithms that sample
@@ -19,16 +19,19 @@ ALGOS = (*RL, "sft")
 CLIPS = {"dapo": (0.2, 0.28), "gspo": (3e-4, 4e-4), "cispo": (0.0, 4.0)}
 
 
-def flag(default, meaning: str, choices: tuple = (), only: tuple = ()):
-    """A field of Config: the help of its flag, its choices, the algorithms that read it (all)."""
-    return field(default=default, metadata={"help": meaning, "choices": choices, "only": only})
+DAPO = ("dapo",)
+
+
+def flag(default, meaning: str, only: tuple[str, ...] = ALGOS, choices: tuple = ()):
+    """A field of Config: the help of its flag, the algorithms that read it, its choices."""
+    return field(default=default, metadata={"help": meaning, "only": only, "choices": choices})
 
 
 @dataclass
 class Config:
     """Everything a run depends on. The defaults suit the bundled policy."""
 
-    algo: str = flag("grpo", "algorithm", ALGOS)
+    algo: str = flag("grpo", "algorithm", choices=ALGOS)
     model: str = flag(
         "",
         "folder, hub id or .gguf file of a causal language model, or one that packages carry: "
@@ -36,51 +39,39 @@ class Config:
     )
     data: str = flag("", "JSON-lines files of API updates, with commas (default: bundled)")
     steps: int = flag(12, "rollouts to train on (sft: batches)")
-    device: str = flag("auto", "auto takes the GPU where there is one", ("auto", "cpu", "cuda"))
+    device: str = flag(
+        "auto", "auto takes the GPU where there is one", choices=("auto", "cpu", "cuda")
+    )
     threads: int = flag(0, "CPU threads, 0 is as many as this process may use")
     seed: int = flag(0, "seed of the order of the data and of sampling")
     out: str = flag("", "run folder (default: runs/ALGO-seedN)")
     resume: str = flag("", "run folder to go on with, in its own configuration")
     # sample
     prompts: int = flag(16, "B, prompts per rollout (sft: answers per batch)")
-    group_size: int = flag(8, "G, samples per prompt, 2 or more", only=RL)
+    group_size: int = flag(8, "G, samples per prompt, 2 or more", RL)
     max_new_tokens: int = flag(384, "longest completion, tokens")
-    temperature: float = flag(1.0, "of sampling and training alike, above 0", only=RL)
-    filter: str = flag(
-        "exact", "a group teaches if this varies in it", ("exact", "reward"), ("dapo",)
-    )
-    max_refills: int = flag(
-        3, "times that dead groups are replaced a step, 0 is off", (), ("dapo",)
-    )
-    patience: int = flag(
-        10, "steps in a row without a group that teaches before the run stops", only=RL
-    )
+    temperature: float = flag(1.0, "of sampling and training alike, above 0", RL)
+    filter: str = flag("exact", "a group teaches if this varies in it", DAPO, ("exact", "reward"))
+    max_refills: int = flag(3, "times that dead groups are replaced a step, 0 is off", DAPO)
+    patience: int = flag(10, "steps in a row without a group that teaches before the run stops", RL)
     # score
-    correctness: str = flag("em_star", "reward of the code", ("es_star", "em_star", "em_copy"), RL)
-    overlong_buffer: int = flag(
-        0, "soft zone before --max-new-tokens, tokens, 0 is off", only=("dapo",)
-    )
+    correctness: str = flag("em_star", "reward of the code", RL, ("es_star", "em_star", "em_copy"))
+    overlong_buffer: int = flag(0, "soft zone before --max-new-tokens, tokens, 0 is off", DAPO)
     # advantage and loss
     scale: bool = flag(
-        True, "divide the advantage by the group's std", (), ("grpo", "dapo", "gspo", "cispo")
+        True, "divide the advantage by the group's std", ("grpo", "dapo", "gspo", "cispo")
     )
-    clip: float = flag(
-        0.2, "the ratio is clipped to 1 - clip ... 1 + clip", only=("grpo", "drgrpo")
-    )
-    beta: float = flag(0.001, "weight of the KL to the untrained model, 0 is off", only=("grpo",))
+    clip: float = flag(0.2, "the ratio is clipped to 1 - clip ... 1 + clip", ("grpo", "drgrpo"))
+    beta: float = flag(0.001, "weight of the KL to the untrained model, 0 is off", ("grpo",))
     clip_low: float = flag(
-        0.0, "lower clip, 0 is the algorithm's: dapo 0.2, gspo 3e-4", (), ("dapo", "gspo")
+        0.0, "lower clip, 0 is the algorithm's: dapo 0.2, gspo 3e-4", ("dapo", "gspo")
     )
     clip_high: float = flag(
-        0.0,
-        "upper clip, 0 is the algorithm's: dapo 0.28, gspo 4e-4, cispo 4",
-        only=("dapo", "gspo", "cispo"),
+        0.0, "upper clip, 0 is the algorithm's: dapo 0.28, gspo 4e-4, cispo 4", tuple(CLIPS)
     )
-    dual_clip: float = flag(
-        10.0, "bound on the ratio where the advantage is negative, inf is off", only=("dapo",)
-    )
+    dual_clip: float = flag(10.0, "bound on the ratio of negative advantages, inf is off", DAPO)
     # step
-    minibatches: int = flag(2, "optimizer steps per rollout", only=RL)
+    minibatches: int = flag(2, "optimizer steps per rollout", RL)
     pack_tokens: int = flag(2048, "tokens per forward pass: memory against speed")
     recompute: bool = flag(False, "make activations again in backward: memory against speed")
     lr: float = flag(4e-4, "peak learning rate (1e-6 is usual for all weights of a real model)")
@@ -92,21 +83,21 @@ class Config:
     dtype: str = flag(
         "auto",
         "of matrix products, and of a base under adapters; auto takes the faster one here",
-        ("auto", "float32", "bfloat16"),
+        choices=("auto", "float32", "bfloat16"),
     )
     adapter: str = flag(
-        "none", "train adapters on every linear layer, not the weights", ("none", "lora", "dora")
+        "none",
+        "train adapters on every linear layer, not the weights",
+        choices=("none", "lora", "dora"),
     )
     rank: int = flag(16, "of adapters")
     alpha: float = flag(32.0, "adapters are scaled by alpha / rank")
     targets: str = flag("", "layers with adapters, as q_proj,v_proj (default: all but the head)")
-    shard: bool = flag(
-        False, "share all weights' gradients and optimizer among the ranks of torchrun"
-    )
+    shard: bool = flag(False, "share weights, gradients and optimizer among torchrun's ranks")
     # report
     save_every: int = flag(10, "steps between checkpoints, beside the one at the end")
     eval_rows: int = flag(300, "rows of each split in the tables, at most; 0 is no table")
-    show_every: int = flag(0, "steps between two completions that are shown, 0 is off", only=RL)
+    show_every: int = flag(0, "steps between two completions that are shown, 0 is off", RL)
     tensorboard: bool = flag(False, "write event files for TensorBoard beside metrics.jsonl")
 
     def __post_init__(self):
@@ -127,22 +118,16 @@ class Config:
 
     def record(self) -> dict:
         """What config.json holds: the settings that this run reads, without --resume."""
-        read = {f.name for f in fields(self) if self.algo in (f.metadata["only"] or [self.algo])}
-        return {k: v for k, v in asdict(self).items() if k in read and k != "resume"}
+        read = [f.name for f in fields(self) if self.algo in f.metadata["only"]]
+        return {name: getattr(self, name) for name in read if name != "resume"}
 
 
 # What numbers must satisfy (nan satisfies nothing), and the same in words.
 LIMITS = [
-    (
-        "steps prompts max_new_tokens minibatches pack_tokens patience save_every",
-        lambda x: 1 <= x < 2**31,
-        "1 or more",
-    ),
-    (
-        "max_refills warmup overlong_buffer clip_high beta weight_decay show_every eval_rows",
-        lambda x: 0 <= x < math.inf,
-        "0 or more",
-    ),
+    ("steps prompts max_new_tokens minibatches", lambda x: 1 <= x < 2**31, "1 or more"),
+    ("pack_tokens patience save_every", lambda x: 1 <= x < 2**31, "1 or more"),
+    ("max_refills warmup overlong_buffer clip_high", lambda x: 0 <= x < math.inf, "0 or more"),
+    ("beta weight_decay show_every eval_rows", lambda x: 0 <= x < math.inf, "0 or more"),
     ("lr", lambda x: 0 <= x <= 1e6, "0 or more, and at most 1e6"),
     ("threads", lambda x: 0 <= x <= 1024, "0 or more, and at most 1024"),
     ("rank", lambda x: 1 <= x <= 1024, "1 or more, and at most 1024"),
@@ -176,14 +161,12 @@ RESUMABLE = set(
 def check(config: Config) -> None:
     """ValueError with one sentence for whatever a run cannot have."""
     for f in fields(config):
-        value, choices = getattr(config, f.name), f.metadata["choices"]
+        name, value, choices = spelled(f.name), getattr(config, f.name), f.metadata["choices"]
         # An int will do for a float, but True is no int.
         if type(value) is not f.type and not (f.type is float and type(value) is int):
-            raise ValueError(
-                f"{spelled(f.name)} is {value!r}: give a value of type {f.type.__name__}"
-            )
+            raise ValueError(f"{name} is {value!r}: give a value of type {f.type.__name__}")
         if choices and value not in choices:
-            raise ValueError(f"{spelled(f.name)} is '{value}': choose from {', '.join(choices)}")
+            raise ValueError(f"{name} is '{value}': choose from {', '.join(choices)}")
         if value != f.default:
             check_reader(f, config.algo)
     for names, fits, wish in LIMITS:
@@ -209,7 +192,7 @@ def check(config: Config) -> None:
 def check_reader(f, algo: str) -> None:
     """Refuse a setting that this algorithm does not read: it would be recorded as if used."""
     only = f.metadata["only"]
-    if only and algo not in only:
+    if algo not in only:
         raise ValueError(
             f"{spelled(f.name)} is a setting of {readers(only)}: leave it away with --algo {algo}"
         )
@@ -271,8 +254,7 @@ def refuse(argument: str) -> None:
     name = argument.lstrip("-").partition("=")[0]
     if name in RENAMED:
         raise ValueError(f"{argument} is no flag any more: use {RENAMED[name]}")
-    known = {spelled(f.name) for f in fields(Config)}
-    if spelled(name) in known:
+    if spelled(name) in {spelled(f.name) for f in fields(Config)}:
         raise ValueError(f"{argument} is spelled {spelled(name)}")
     raise ValueError(f"{argument} is no flag: see --help")
 
@@ -302,8 +284,8 @@ def parser() -> argparse.ArgumentParser:
     text = f"the paper's settings, which any other flag overrides; {'; '.join(shown)}"
     parser.add_argument("--preset", choices=PRESETS, help=text)
     for f in fields(Config):
-        only, text = f.metadata["only"], f.metadata["help"].replace("%", "%%")
-        text = f"{readers(only).upper()}: {text}" if only else text
+        only, text = f.metadata["only"], f.metadata["help"]
+        text = text if only == ALGOS else f"{readers(only).upper()}: {text}"
         text += "" if f.default == "" else f" (default: {f.default})"
         if f.type is bool:
             parser.add_argument(spelled(f.name), action=argparse.BooleanOptionalAction, help=text)
@@ -316,10 +298,7 @@ def parser() -> argparse.ArgumentParser:
 def resumed(given: dict) -> Config:
     """The configuration that a run folder holds, with what --resume may change."""
     if foreign := sorted(given.keys() - RESUMABLE):
-        raise ValueError(
-            "--resume goes on in its own folder and configuration: "
-            f"leave {spelled(foreign[0])} away"
-        )
+        raise ValueError(f"--resume keeps the run's settings: leave {spelled(foreign[0])} away")
     file = Path(given["resume"], "config.json")
     if not file.is_file():
         raise ValueError(f"--resume {given['resume']}: no run to go on with in that folder")
@@ -331,9 +310,7 @@ def resumed(given: dict) -> Config:
         check_dtype(kept, given)
         return config
     except (TypeError, UnicodeDecodeError, json.JSONDecodeError):
-        raise ValueError(
-            f"{file} is not a configuration of this version: start a new run"
-        ) from None
+        raise ValueError(f"{file} is not a configuration of this version: start anew") from None
     except ValueError as error:
         raise ValueError(f"{file}: {error}") from None
 

@@ -23,7 +23,7 @@ several adapters at once, trained biases.
 import json
 import math
 import re
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -34,11 +34,6 @@ from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 from transformers import PreTrainedModel
-
-__all__ = [
-    *("Adapter", "attach", "disabled", "frozen", "load", "merged", "same", "save", "save_merged"),
-    *("summary", "swapped"),
-]
 
 
 @dataclass(frozen=True)
@@ -142,14 +137,18 @@ def attach(
         home = generator.device if generator else "cpu"
         A = torch.empty(layer.lora_A.shape, dtype=torch.float32, device=home)
         A.uniform_(-1, 1, generator=generator).div_(math.sqrt(layer.in_features))
-        with torch.no_grad():
-            layer.lora_A.copy_(A)
+        layer.lora_A.data.copy_(A)
     return trained
 
 
 def layers(model: PreTrainedModel) -> dict[str, Adapted]:
     """The adapted layers by name, in the order of the model."""
     return {name: m for name, m in model.named_modules() if isinstance(m, Adapted)}
+
+
+def adapter_of(model: PreTrainedModel) -> Adapter:
+    """What each of them is; a model has one kind."""
+    return next(iter(layers(model).values())).adapter
 
 
 def linear(model: PreTrainedModel) -> dict[str, nn.Linear]:
@@ -159,39 +158,35 @@ def linear(model: PreTrainedModel) -> dict[str, nn.Linear]:
     return {name: m for name, m in found if m.weight is not tied}
 
 
-def targets_of(text: str) -> tuple[str, ...]:
-    """The targets in a flag: "q_proj,v_proj" -> ("q_proj", "v_proj"); "" -> (), all."""
-    return tuple(filter(None, text.split(",")))
-
-
 def chosen(model: PreTrainedModel, targets: tuple[str, ...]) -> set[str]:
     """Names of the linear layers that end with a target, as in PEFT: whole parts of a name."""
     found, head = linear(model), model.get_output_embeddings()
     if not targets:
         return {name for name, layer in found.items() if layer is not head}
-    hits = {t: {name for name in found if f".{name}".endswith(f".{t}")} for t in targets}
-    for target, names in hits.items():
-        if not names:
-            known = ", ".join(sorted({name.rpartition(".")[2] for name in found}))
+    for target in targets:
+        if not any(called(name, [target]) for name in found):
+            known = ", ".join(last_parts(found))
             raise ValueError(f"targets: no linear layer is called {target!r}, choose from {known}.")
-    return set().union(*hits.values())
+    return {name for name in found if called(name, targets)}
+
+
+def last_parts(names: Iterable[str]) -> list[str]:
+    """What layers are called, without where they are: ["k_proj", "q_proj", ...]."""
+    return sorted({name.rpartition(".")[2] for name in names})
 
 
 def same(model: PreTrainedModel, wanted: Adapter) -> bool:
     """Whether the model's adapters compute what these would, on the same layers."""
-    found = layers(model)
-    first = next(iter(found.values())).adapter
-    alike = all(getattr(first, k) == getattr(wanted, k) for k in ("rank", "scale", "dora"))
-    return alike and found.keys() == chosen(model, wanted.targets)
+    own = adapter_of(model)
+    alike = all(getattr(own, k) == getattr(wanted, k) for k in ("rank", "scale", "dora"))
+    return alike and layers(model).keys() == chosen(model, wanted.targets)
 
 
 def summary(model: PreTrainedModel) -> str:
     """Which adapters the model has, for a complaint."""
-    found = layers(model)
-    first = next(iter(found.values())).adapter
-    kind = ("rs" if first.rslora else "") + ("DoRA" if first.dora else "LoRA")
-    names = ",".join(sorted({name.rpartition(".")[2] for name in found}))
-    return f"{kind} adapters of rank {first.rank}, alpha {first.alpha:g} on {names}"
+    own, names = adapter_of(model), ",".join(last_parts(layers(model)))
+    kind = ("rs" if own.rslora else "") + ("DoRA" if own.dora else "LoRA")
+    return f"{kind} adapters of rank {own.rank}, alpha {own.alpha:g} on {names}"
 
 
 def wrap(model: PreTrainedModel, names: set[str], adapter: Adapter) -> list[nn.Parameter]:
@@ -210,8 +205,7 @@ def wrap(model: PreTrainedModel, names: set[str], adapter: Adapter) -> list[nn.P
 @contextmanager
 def disabled(model: PreTrainedModel) -> Iterator[None]:
     """Inside, the model is its base, bit for bit: the reference needs no second copy."""
-    found = in_use(model)
-    if not found:
+    if not (found := in_use(model)):
         raise ValueError("This model has no adapters that could be off: its reference is a copy.")
     try:
         for layer in found:
@@ -268,9 +262,7 @@ def in_use(model: PreTrainedModel) -> list[Adapted]:
     """The adapted layers, all of them in use: `disabled` in `merged` would find no base there."""
     found = list(layers(model).values())
     if not all(layer.on for layer in found):
-        raise ValueError(
-            "disabled(), merged() and swapped() do not go into one another: leave one first."
-        )
+        raise ValueError("disabled(), merged() and swapped() do not nest: leave one first.")
     return found
 
 
@@ -278,13 +270,8 @@ def in_use(model: PreTrainedModel) -> list[Adapted]:
 
 CONFIG, WEIGHTS = "adapter_config.json", "adapter_model.safetensors"
 PREFIX = "base_model.model."  # PEFT's wrapper around the model
-FIELDS = {  # PEFT's names of ours
-    "r": "rank",
-    "lora_alpha": "alpha",
-    "lora_dropout": "dropout",
-    "use_dora": "dora",
-    "use_rslora": "rslora",
-}
+FIELDS = {"r": "rank", "lora_alpha": "alpha", "lora_dropout": "dropout"}  # PEFT's names of ours
+FIELDS |= {"use_dora": "dora", "use_rslora": "rslora"}
 # settings that change no number of a finished adapter; which layers it has: `check_whole`
 NEUTRAL = set(
     "target_modules exclude_modules layers_to_transform layers_pattern base_model_name_or_path "
@@ -302,13 +289,12 @@ OFF = (None, False, 0, "", [], {})
 
 def save(model: PreTrainedModel, folder: str | Path) -> None:
     """Write the adapters alone, as PEFT does: adapter_model.safetensors and adapter_config.json."""
-    found = layers(model)
-    if not found:
+    if not layers(model):
         raise ValueError("This model has no adapters to save.")
+    adapter = adapter_of(model)
     Path(folder).mkdir(parents=True, exist_ok=True)
     tensors = {k: p.detach().cpu().contiguous() for k, p in stored(model).items()}
     save_file(tensors, Path(folder, WEIGHTS), metadata={"format": "pt"})
-    adapter = next(iter(found.values())).adapter
     Path(folder, CONFIG).write_bytes(adapter.file or described(model, adapter))
 
 
@@ -317,8 +303,7 @@ def described(model: PreTrainedModel, adapter: Adapter) -> bytes:
     config = {theirs: getattr(adapter, ours) for theirs, ours in FIELDS.items()}
     config |= {"peft_type": "LORA", "task_type": "CAUSAL_LM", "bias": "none"}
     config |= {"base_model_name_or_path": model.name_or_path or None, "inference_mode": True}
-    names = adapter.targets or {name.rpartition(".")[2] for name in layers(model)}
-    config["target_modules"] = sorted(names)
+    config["target_modules"] = sorted(adapter.targets) or last_parts(layers(model))
     return json.dumps(config, indent=2, sort_keys=True).encode()
 
 
@@ -349,27 +334,24 @@ def load(model: PreTrainedModel, folder: str | Path) -> list[nn.Parameter]:
             )
         if not torch.isfinite(tensors[k]).all():
             raise ValueError(f"{folder}/{WEIGHTS}: {k} holds numbers that are not finite.")
-    check_whole(model, folder)
-    with torch.no_grad():
-        for k, p in own.items():
-            p.copy_(tensors[k])
+    check_whole(model, folder, json.loads(adapter.file))
+    for k, p in own.items():
+        p.data.copy_(tensors[k])
     return trained
 
 
-def check_whole(model: PreTrainedModel, folder: str | Path) -> None:
+def check_whole(model: PreTrainedModel, folder: str | Path, config: dict) -> None:
     """ValueError unless the model has adapters on the very layers that the folder's config names.
 
     A file without `target_modules`, which is PEFT's word for "as usual", is taken as it is.
     """
-    file = Path(folder, CONFIG)
-    config, found = json.loads(file.read_bytes()), layers(model).keys()
     if not config.get("target_modules"):
         return
-    head = model.get_output_embeddings()
+    head, found = model.get_output_embeddings(), layers(model).keys()
     try:
         wanted = {name for name, x in linear(model).items() if asked(config, name, x is head)}
     except (TypeError, ValueError, re.error) as error:
-        raise ValueError(f"{file} does not describe an adapter: {error}") from None
+        raise ValueError(f"{folder}/{CONFIG} does not describe an adapter: {error}") from None
     if wanted != found:
         name = min(wanted ^ found)
         there, here = (WEIGHTS, CONFIG) if name in found else (CONFIG, WEIGHTS)
@@ -381,23 +363,22 @@ def check_whole(model: PreTrainedModel, folder: str | Path) -> None:
 
 def asked(config: dict, name: str, is_head: bool) -> bool:
     """Whether PEFT, reading this config, puts adapters on the linear layer of this name."""
-    targets, without = config["target_modules"], config.get("exclude_modules") or []
+    targets, numbers = config["target_modules"], config.get("layers_to_transform")
     every = str(targets).lower() == "all-linear"
-    if hit(without, name) or not (not is_head if every else hit(targets, name)):
+    hit = not is_head if every else called(name, targets)
+    if not hit or called(name, config.get("exclude_modules") or []):
         return False
-    numbers = config.get("layers_to_transform")
     if isinstance(targets, str) or name in targets or numbers in (None, []):
         return True
-    patterns = config.get("layers_pattern") or []
-    patterns = [patterns] if isinstance(patterns, str) else patterns
-    starts = [rf"(?:^|.*?\.){pattern}" for pattern in patterns] or [r".*?\.[^.]*"]
-    found = next(filter(None, (re.match(rf"{start}\.(\d+)\.", name) for start in starts)), None)
-    numbers = [numbers] if isinstance(numbers, int) else numbers
-    return found is not None and int(found[1]) in numbers
+    patterns = config.get("layers_pattern") or r"[^.]+\.[^.]*"
+    for pattern in [patterns] if isinstance(patterns, str) else patterns:
+        if found := re.match(rf"(?:^|.*?\.){pattern}\.(\d+)\.", name):
+            return int(found[1]) in ([numbers] if isinstance(numbers, int) else numbers)
+    return False
 
 
-def hit(targets: str | list[str], name: str) -> bool:
-    """Whether a regular expression is the whole name, or one of a list is its last parts."""
+def called(name: str, targets: str | Iterable[str]) -> bool:
+    """Whether a regular expression is the whole name, or one of several is its last parts."""
     if isinstance(targets, str):
         return bool(re.fullmatch(targets, name))
     return any(f".{name}".endswith(f".{target}") for target in targets)

@@ -10,12 +10,9 @@ Shapes: B prompts, G samples a prompt, T completion length.
 """
 
 import contextlib
-import functools
 import json
 import struct
 import sys
-from collections.abc import Callable
-from contextlib import AbstractContextManager
 from dataclasses import dataclass, field
 from pathlib import Path
 from pickle import UnpicklingError
@@ -24,14 +21,12 @@ import torch
 from huggingface_hub.errors import StrictDataclassError
 from safetensors import SafetensorError
 from torch import Tensor
-from torch.utils.checkpoint import checkpoint
 from transformers import (
     AutoModelForCausalLM,
     AutoTokenizer,
     PreTrainedModel,
     PreTrainedTokenizerBase,
 )
-from transformers.modeling_layers import GradientCheckpointingLayer
 from transformers.utils import cached_file
 
 import data
@@ -39,7 +34,6 @@ import drafts
 import lora
 import packed
 import weights
-from attention import LAYOUT, attending
 from rollout import Rollout, check_model, sample, token_logp, written
 
 
@@ -64,7 +58,7 @@ class Policy:
         low = self.dtype != torch.float32 and not self.adapted
         return torch.autocast(self.model.device.type, torch.bfloat16, enabled=low)
 
-    def decoding(self) -> AbstractContextManager:
+    def decoding(self) -> contextlib.AbstractContextManager:
         """Inside, tokens are sampled fast; nothing is trained."""
         if packed.available(self.model):
             return packed.packed(self.model, self.dtype)
@@ -78,11 +72,9 @@ class Policy:
         """
         check_model(self.model, length=1)  # while its layers are plain
         how |= {"eos_ids": self.eos_ids, "pad_id": self.pad_id}
-        if plain:
-            with self.precision():
-                return sample(self.model, prompts, **how)
-        with self.precision(), self.decoding():
-            return sample(self.model, prompts, finish=drafts.finish, **how)
+        how |= {"finish": None if plain else drafts.finish}
+        with self.precision(), contextlib.nullcontext() if plain else self.decoding():
+            return sample(self.model, prompts, **how)
 
     def logp(self, rollout: Rollout, groups: list[int], temperature: float = 1.0) -> Tensor:
         """Log-probability of every token of these groups, differentiable: -> [b, G, T]."""
@@ -93,14 +85,12 @@ class Policy:
     def base_logp(self, rollout: Rollout, groups: list[int], temperature: float = 1.0) -> Tensor:
         """The same of the policy that the run began with: without the adapters, if there are any,
         or with those that it loaded."""
-        with self.reference():
-            return self.logp(rollout, groups, temperature)
-
-    def reference(self) -> contextlib.AbstractContextManager:
-        """Inside, the model is what the run began with; one without adapters stays as it is."""
         if self.began:
-            return lora.swapped(self.model, self.began)
-        return lora.disabled(self.model) if self.adapted else contextlib.nullcontext()
+            began = lora.swapped(self.model, self.began)
+        else:
+            began = lora.disabled(self.model) if self.adapted else contextlib.nullcontext()
+        with began:
+            return self.logp(rollout, groups, temperature)
 
     def complete(self, examples: list[data.Example], *, max_new_tokens: int) -> list[str]:
         """The greedy answer to each example, as text; all of them in one batch."""
@@ -127,16 +117,6 @@ class Policy:
         self.model.to(self.dtype)
         lora.attach(self.model, adapter, generator)
 
-    def recompute_activations(self) -> None:
-        """Forget activations in forward and make them again in backward.
-
-        transformers does so in train() alone, where dropout, the model's or its adapters', makes
-        another function of it than the one that sampled: here the model stays in eval().
-        """
-        for layer in self.model.modules():
-            if isinstance(layer, GradientCheckpointingLayer):
-                layer.forward = functools.partial(forgetful, self.model, layer.forward)
-
     def save(self, folder: Path, weights: dict[str, Tensor] | None = None) -> None:
         """The adapters alone if there are any, else the model, or these weights of it; and the
         tokenizer."""
@@ -151,19 +131,6 @@ class Policy:
         answers = [data.encoded(data.completion(e), self.tokenizer) for e in examples]
         answers = [[(ids + self.eos_ids[:1])[:max_new_tokens]] for ids in answers]
         return written(self.prompts(examples), answers, self.pad_id, self.model.device)
-
-
-def forgetful(model: PreTrainedModel, forward: Callable, *args, **kwargs):
-    """A layer's forward that keeps only its input for backward, and runs again there."""
-    if not torch.is_grad_enabled():
-        return forward(*args, **kwargs)
-    layout = LAYOUT.get()  # backward comes when it is gone, and with it our attention
-
-    def contexts() -> tuple:
-        return contextlib.nullcontext(), attending(model, layout)
-
-    how = dict(use_reentrant=False, preserve_rng_state=False, context_fn=contexts)
-    return checkpoint(forward, *args, **how, **kwargs)
 
 
 # What transformers, safetensors and torch raise for one broken model folder or another.
@@ -273,9 +240,7 @@ def own_speech(folder: str, tokenizer: PreTrainedTokenizerBase) -> PreTrainedTok
     return tokenizer
 
 
-def read(
-    name: str, revision: str | None = None
-) -> tuple[PreTrainedModel, PreTrainedTokenizerBase, dict]:
+def read(name: str, revision: str | None) -> tuple[PreTrainedModel, PreTrainedTokenizerBase, dict]:
     """Model in float32, tokenizer, and transformers' report of what fitted. No code of theirs."""
     where = weights.located(name) | {"trust_remote_code": False}
     where |= {"revision": revision} if revision else {}
@@ -352,13 +317,10 @@ def check_speech(name: str, policy: Policy) -> None:
     ids = data.prompt(PROBE, policy.tokenizer)
     shown = "".join(policy.tokenizer.decode(ids).split())
     rows = policy.model.get_input_embeddings().num_embeddings
+    fault = ""
     if any("".join(text.split()) not in shown for text in (PROBE.update_info, PROBE.old_code)):
-        raise ValueError(
-            f"--model {name}: its tokenizer or chat template loses the note or the code of a "
-            "prompt; take the tokenizer that belongs to the model"
-        )
-    if max(ids + policy.eos_ids) >= rows:
-        raise ValueError(
-            f"--model {name}: its tokenizer has more tokens than its {rows} embeddings; take the "
-            "tokenizer that belongs to the model"
-        )
+        fault = "its tokenizer or chat template loses the note or the code of a prompt"
+    elif max(ids + policy.eos_ids) >= rows:
+        fault = f"its tokenizer has more tokens than its {rows} embeddings"
+    if fault:
+        raise ValueError(f"--model {name}: {fault}; take the tokenizer that belongs to the model")

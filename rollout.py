@@ -24,7 +24,7 @@ from torch import Tensor
 from torch.utils.checkpoint import checkpoint
 from transformers import PreTrainedModel
 
-from attention import Cache, Layout, as_bias, check_architecture, forward, replaying
+from attention import Cache, Layout, as_bias, check_architecture, forward
 
 LOGITS = 2**24  # most logits made at a time in training: 64 MB in float32
 FEW = 8  # running rows, or fewer, that `finish` takes over where there is one
@@ -216,6 +216,8 @@ def token_logp(
     log softmax(logits / temperature), 0 where the mask is False. The model runs in the mode the
     caller set: keep dropout at 0, or the model in eval(), for this to equal `rollout.logp`.
     """
+    if model.training and model.is_gradient_checkpointing:  # its backward is another attention's
+        raise ValueError("Take attention.recompute(model), not gradient checkpointing of its own.")
     longest = max(len(rollout.prompts[b]) for b in groups)
     check_model(model, longest + rollout.tokens.shape[2])
     return row_logp(model, rollout, groups, temperature or 1.0)
@@ -243,8 +245,7 @@ def row_logp(
         texts.append((P, biases))
     layout = Layout(texts=texts)
     row, position = torch.cat(ids)[None], torch.tensor([position], device=device)  # [1, L]
-    with replaying(model, layout):
-        hidden = forward(model, row, position, layout)  # [1, L, C]
+    hidden = forward(model, row, position, layout)  # [1, L, C]
     logp = head_logp(model, hidden[0, before], token, temperature)  # [M]
     return torch.zeros(mask.shape, device=device).masked_scatter(mask, logp)  # -> [b, G, T]
 

@@ -76,10 +76,8 @@ def reached(hub: str) -> bool:
         return False
     try:  # once: from_pretrained would ask for a minute
         urlopen(Request(constants.ENDPOINT, method="HEAD"), timeout=3).close()
-    except HTTPError:
-        return True
-    except OSError:
-        return False
+    except OSError as error:
+        return isinstance(error, HTTPError)
     return True
 
 
@@ -113,11 +111,8 @@ def joined(name: str) -> Path:
 def parts(name: str) -> list[Path]:
     """The files in a model's packages, in order; [] unless all are there, and what reads them."""
     pins = (PINS / f"{name}.txt").read_text(encoding="utf-8")
-    packages = re.findall(r"^([\w-]+)==", pins, re.MULTILINE)
-    specs = [  # finds, imports nothing
-        importlib.util.find_spec(package.replace("-", "_"))
-        for package in ("gguf", "accelerate", *packages)
-    ]
+    packages = "gguf", "accelerate", *re.findall(r"^([\w-]+)==", pins, re.MULTILINE)
+    specs = [importlib.util.find_spec(name.replace("-", "_")) for name in packages]  # no import
     if not all(specs):
         return []
     folders = [Path(spec.origin).parent for spec in specs[2:]]

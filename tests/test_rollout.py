@@ -28,6 +28,7 @@ from transformers import (
 
 sys.path.insert(0, str(Path(__file__).parent.parent))
 import rollout as R  # noqa: E402
+from attention import recompute  # noqa: E402
 
 CUDA = pytest.param(
     "cuda", marks=pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA GPU")
@@ -270,19 +271,28 @@ def test_siblings_are_invisible():
     assert not torch.allclose(after[0, 2], before[0, 2], atol=1e-2)
 
 
-@pytest.mark.parametrize("reentrant", [False, True])
-def test_gradient_checkpointing_in_train_mode(model, reentrant):
+def test_activations_are_made_again_in_train_mode(model):
     """The replay in backward uses the model's own attention: gradients are silently wrong."""
     out = draw(model)
     want = gradients(model, R.token_logp(model, out, [0, 1, 2]).sum())
-    model.gradient_checkpointing_enable({"use_reentrant": reentrant})
+    recompute(model)
     for p in model.modules():  # dropout of GPT-2 off, so that both are the same function
         p.p = 0.0 if isinstance(p, torch.nn.Dropout) else getattr(p, "p", None)
     model.train()
-    model.enable_input_require_grads()
     same_gradients(gradients(model, R.token_logp(model, out, [0, 1, 2]).sum()), want, 1e-6)
-    again = draw(model)  # elsewhere train() + checkpointing made samples garbage
+    again = draw(model)
     assert torch.equal(again.tokens, out.tokens) and model.training
+
+
+def test_checkpointing_of_transformers_is_refused_in_training_alone():
+    """Its replay in backward uses the model's own attention: gradients are silently wrong. In
+    sampling it made garbage elsewhere, in train()."""
+    model, out = build(), draw(build())
+    model.gradient_checkpointing_enable()
+    model.train()
+    with pytest.raises(ValueError, match="attention.recompute"):
+        R.token_logp(model, out, [0])
+    assert torch.equal(draw(model).tokens, out.tokens)
 
 
 def test_the_head_in_parts_gives_the_same_numbers(monkeypatch):
@@ -320,9 +330,7 @@ def test_mode_and_attention_come_back(model):
 def test_mode_and_attention_come_back_after_an_exception():
     """An interrupted rollout leaves a model whose next plain forward is wrong."""
     model = build().train()
-    model.gradient_checkpointing_enable()
-    layer = model.model.layers[1]
-    own, checkpointing = model.config._attn_implementation, layer._gradient_checkpointing_func
+    layer, own = model.model.layers[1], model.config._attn_implementation
     out = draw(model)
 
     def fail(*_):
@@ -333,7 +341,6 @@ def test_mode_and_attention_come_back_after_an_exception():
         with pytest.raises(KeyboardInterrupt):
             call()
         assert model.training and model.config._attn_implementation == own
-        assert layer._gradient_checkpointing_func is checkpointing
     hook.remove()
 
 

@@ -30,6 +30,8 @@ from torch import Tensor, nn
 
 from policy import Policy, files
 from upkeep import ranks
+from upkeep.files import write
+from weights import checksum
 
 KEPT = 2  # newest checkpoints, the last one included
 SKIPS = 4  # optimizer steps in a row that may be skipped
@@ -119,9 +121,7 @@ def is_empty(folder: Path) -> bool:
     return all(path.name == ".lock" or path.suffix == ".draft" for path in folder.iterdir())
 
 
-# ------------------------------------------------------------------------------------------------
-# Write
-# ------------------------------------------------------------------------------------------------
+# ---- Write ---------------------------------------------------------------------------------------
 
 
 def save(folder: Path, policy: Policy, state: State, keep: int = KEPT) -> None:
@@ -139,7 +139,7 @@ def save(folder: Path, policy: Policy, state: State, keep: int = KEPT) -> None:
     fresh = folder / FRESH
     shutil.rmtree(fresh, ignore_errors=True)
     try:
-        write(fresh, policy, state, weights, averages)
+        fill(fresh, policy, state, weights, averages)
     except (OSError, SafetensorError) as error:
         shutil.rmtree(fresh, ignore_errors=True)
         raise ValueError(
@@ -176,7 +176,7 @@ def promote(folder: Path) -> None:
     fresh.rename(last)
 
 
-def write(fresh: Path, policy: Policy, state: State, weights: dict, averages: dict) -> None:
+def fill(fresh: Path, policy: Policy, state: State, weights: dict, averages: dict) -> None:
     """The files of a checkpoint, state.json last and at one stroke."""
     policy.save(fresh, weights)
     save_file(averages, fresh / "optimizer.safetensors")
@@ -185,10 +185,7 @@ def write(fresh: Path, policy: Policy, state: State, weights: dict, averages: di
         save_file(policy.began, fresh / REFERENCE)
     counts = {name: getattr(state, name) for name in COUNTS} | {"seconds": state.elapsed()}
     counts["sha256"] = {path.name: checksum(path) for path in sorted(fresh.iterdir())}
-    draft = fresh / "state.draft"
-    text = json.dumps(counts | {"seal": seal(counts)}, indent=1) + "\n"
-    draft.write_text(text, encoding="utf-8")
-    draft.rename(fresh / "state.json")
+    write(fresh / "state.json", json.dumps(counts | {"seal": seal(counts)}, indent=1) + "\n")
 
 
 def seal(counts: dict) -> str:
@@ -212,14 +209,6 @@ def fingerprint(name: str) -> str:
     return hashlib.sha256(repr(sums).encode()).hexdigest()
 
 
-def checksum(path: Path) -> str:
-    digest = hashlib.sha256()
-    with open(path, "rb") as file:
-        while block := file.read(2**20):
-            digest.update(block)
-    return digest.hexdigest()
-
-
 def check_room(folder: Path, policy: Policy, keep: int = KEPT) -> None:
     """ValueError if the disk has no room for the checkpoints to come.
 
@@ -237,9 +226,7 @@ def check_room(folder: Path, policy: Policy, keep: int = KEPT) -> None:
         )
 
 
-# ------------------------------------------------------------------------------------------------
-# Read
-# ------------------------------------------------------------------------------------------------
+# ---- Read ----------------------------------------------------------------------------------------
 
 
 def complete(folder: Path) -> list[Path]:
@@ -297,9 +284,8 @@ def restore(checkpoint: Path, policy: Policy, state: State) -> None:
             )
     for name in COUNTS:
         setattr(state, name, counts[name])
-    kept = load_file(checkpoint / "optimizer.safetensors")
     parameters = dict(policy.model.named_parameters())
-    for key, moment in kept.items():
+    for key, moment in load_file(checkpoint / "optimizer.safetensors").items():
         name, _, kind = key.rpartition("|")
         p = parameters[name]
         state.optimizer.state[p][kind] = moment if kind == "step" else ranks.like(moment, p)

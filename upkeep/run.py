@@ -20,6 +20,7 @@ import config as settings
 import data
 import evaluate
 import lora
+from attention import recompute
 from config import Config
 from policy import Policy, chosen_device, load
 from rollout import check_model
@@ -46,7 +47,7 @@ def start(config: Config) -> tuple[Policy, State]:
     if not kept:
         adapt(config, policy, generator)
     if config.recompute:
-        policy.recompute_activations()
+        recompute(policy.model)
     if config.shard:
         check_model(policy.model, length=1)  # once, and while its weights are whole
         policy.logp = ranks.shard(policy.model, policy.logp)
@@ -64,7 +65,7 @@ def adapt(config: Config, policy: Policy, generator: torch.Generator) -> None:
 
     ValueError if it came with others than the config asks for.
     """
-    dora, targets = config.adapter == "dora", lora.targets_of(config.targets)
+    dora, targets = config.adapter == "dora", tuple(filter(None, config.targets.split(",")))
     adapter = lora.Adapter(config.rank, config.alpha, dora=dora, targets=targets)
     if not policy.adapted:
         if config.adapter != "none":
