@@ -177,7 +177,7 @@ def test_a_try_of_the_program_may_stay(here):
 
 def test_what_varies_by_itself_tells_nothing(here):
     """Prevents: a right answer is wrong since on another input the program prints a random name."""
-    new = "import random\nx = 3\nprint(x if x < 3.5 else random.random(), {})"
+    new = "import os\nx = 3\nprint(x if x < 3.5 else os.urandom(8), {})"
     assert judged(new.format("abs(1)"), new.format("abs( 1)"), old=new.format("x(1)")) == [RIGHT]
 
 
