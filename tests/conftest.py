@@ -1,7 +1,10 @@
 """What several test files share: a tiny random model, and settings for a run of a second."""
 
 import json
+import os
 from dataclasses import asdict
+
+os.environ.setdefault("OMP_NUM_THREADS", "1")  # a worker a core: more threads would wait in turn
 
 import pytest
 import torch

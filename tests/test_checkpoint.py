@@ -400,6 +400,7 @@ import torch
 torch.set_num_threads(1)
 import recode, config
 from matplotlib import pyplot
+from upkeep import run
 
 def session(arguments, at=0):
     reader, writer = os.pipe()
