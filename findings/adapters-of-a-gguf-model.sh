@@ -33,4 +33,4 @@ try:
 except (ValueError, OSError) as error:
     print(f"base: the folder {base.name}, not the file; loading again: {type(error).__name__}")
 PY
-"$work/venv/bin/python" again.py 2>/dev/null
+"$work/venv/bin/python" again.py 2>errors || { tail -n 1 errors; exit 1; }

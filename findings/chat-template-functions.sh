@@ -33,4 +33,4 @@ shown = tokenizer.apply_chat_template(turns, chat_template=macro + template, **h
 print(f"own function: {told}; macro: {shown}")
 assert shown == "[25]", "the behaviour has changed"
 PY
-"$work/venv/bin/python" template.py 2>/dev/null
+"$work/venv/bin/python" template.py 2>errors || { tail -n 1 errors; exit 1; }

@@ -43,4 +43,4 @@ lost, unchanged = (error / size) ** 0.5, same / count
 print(f"entries without any change {unchanged:.2f}, share of the change that is lost {lost:.2f}")
 assert unchanged > 0.4 and lost > 0.4, "the behaviour has changed"
 PY
-"$work/venv/bin/python" merge.py 2>/dev/null
+"$work/venv/bin/python" merge.py 2>errors || { tail -n 1 errors; exit 1; }
