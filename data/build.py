@@ -1,10 +1,11 @@
 """Build the files of rows from YAML files, of which each library has at least one.
 
-    python -m data.build          writes the three files and prints their counts
+    python -m data.build          writes the four files and prints their counts
 
     updates/, hard/               -> updates.jsonl: train, test_seen, test, and test_hard
     updates_2026/                 -> updates_2026.jsonl: test_2026, with the date of each release
     updates_behaviour/            -> updates_behaviour.jsonl: more to train on, for who asks for it
+    train rows of both            -> updates_unaffected.jsonl: notes beside programs that need none
 
 One row is one usage of one update, with one wording of its note. The same sources give the same
 bytes. Rows that would measure the wrong thing are refused: a target that the note does not
@@ -15,6 +16,7 @@ import ast
 import collections
 import io
 import json
+import random
 import re
 import sys
 import tokenize
@@ -43,6 +45,7 @@ ROWS = 4  # of a training update at most: other updates teach more than more of 
 MORE = 6  # the same in updates_behaviour, whose kinds `updates` has few of
 FIELDS = "id", "kind", "old_version", "new_version", "description", "notes", "usages"
 UNCHANGED = "note does not apply"  # the kind of a row whose right answer is its old code
+UNTOUCHED = "The program uses nothing that the note changes, so it stays as it is."
 
 
 def sources(file: str = "updates") -> dict[str, list[Path]]:
@@ -246,9 +249,35 @@ def build() -> dict[str, str]:
                     )
                 found[row["id"]] = named(path), row
         mine = [found[name][1] for name in sorted(set(found) - before)]
-        texts[file] = "".join(json.dumps(row, ensure_ascii=False) + "\n" for row in mine)
+        texts[file] = written(mine)
     check_splits([found[name] for name in sorted(found)])
+    train = [row for _, row in found.values() if row["split"] == "train"]
+    texts["updates_unaffected"] = written(unaffected(train))
     return texts
+
+
+def written(rows: list[dict[str, str]]) -> str:
+    return "".join(json.dumps(row, ensure_ascii=False) + "\n" for row in rows)
+
+
+def unaffected(train: list[dict[str, str]]) -> list[dict[str, str]]:
+    """For every second update a program of its library, already migrated, that the note does not
+    concern: it has none of the words that the update's edit removes."""
+    first = {row["id"].rpartition("-")[0]: row for row in sorted(train, key=lambda r: r["id"])}
+    rng, found = random.Random(0), []
+    for update, row in list(first.items())[::2]:
+        gone = {word for word in edit(row)[0] if re.match(r"[^\W\d]", word)}
+        fits = [
+            other["new_code"]
+            for other in train
+            if other["dependency"] == row["dependency"]
+            and gone.isdisjoint(re.findall(r"\w+", other["new_code"]))
+        ]
+        if gone and fits:
+            code, about = rng.choice(fits), {"kind": UNCHANGED, "description": UNTOUCHED}
+            row = row | about | {"id": f"{update}-unaffected", "old_code": code, "new_code": code}
+            found.append(row)
+    return found
 
 
 def counts(found: list[dict[str, str]]) -> str:
