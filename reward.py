@@ -81,11 +81,11 @@ def em_star(completions: list[str], targets: list[str]) -> FloatTensor:
 
 def price(answers: list[Verdict], rule: str, device: Device = "cpu") -> FloatTensor:
     """What these answers are worth by a rule of `PRICES`: -> float32 [N] on `device`."""
-    likeness = _similarity(answers, device) if rule == "es_star" else [0.0] * len(answers)
+    likeness = similarity(answers, device) if rule == "es_star" else [0.0] * len(answers)
     return torch.tensor(list(map(PRICES[rule], answers, likeness)), device=device).float()
 
 
-def _similarity(answers: list[Verdict], device: Device) -> list[float]:
+def similarity(answers: list[Verdict], device: Device) -> list[float]:
     """ES = 1 - distance / max(len), of the code of each answer ("" if there is none)."""
     pairs = [(v.code or "", v.target) for v in answers]
     distance = levenshtein([code for code, _ in pairs], [goal for _, goal in pairs], device)

@@ -1,0 +1,95 @@
+"""The ablations of the results page: each table's runs, made short, and what is handed to them."""
+
+import importlib.util
+from pathlib import Path
+
+import pytest
+import torch
+
+import data
+import recode
+import variants
+
+PATH = Path(data.HERE) / "results" / "evidence.py"
+spec = importlib.util.spec_from_file_location("evidence", PATH)
+evidence = importlib.util.module_from_spec(spec)
+spec.loader.exec_module(evidence)
+
+SHORT = {"steps": 1, "prompts": 2, "max_new_tokens": 8}
+
+
+# One row of each table, and those that are handed a reward or a loss of their own.
+ROWS = [
+    ("reward", "(ES + EM) / 2, as GAPO has it"),
+    ("reward", "control: random"),
+    ("loss", "... + clip-higher"),
+    ("loss", "... + dynamic sampling"),
+    ("group", "4 minibatches"),
+    ("kl", "k2 in the loss, 0.1"),
+    ("kl", "k1 in the reward, 0.1"),
+    ("long", "SFT, 100 steps"),
+]
+
+
+@pytest.mark.parametrize("table, name", ROWS)
+def test_a_row_of_each_table_is_made(tiny, tmp_path, monkeypatch, table, name):
+    """Prevents: a table that only the machine it was made on can make again; a row that leaves its
+    reward or loss in place for the next one."""
+    monkeypatch.setattr(evidence.run, "check_rows", lambda *_: None)  # it reads all answers
+    short = SHORT if table == "long" else SHORT | {"group_size": 2}  # imitation has no groups
+    row, loop = evidence.TABLES[table][name], (recode.score, variants.of)
+    line = evidence.made(row, 0, str(tmp_path / "answers.gz"), most=2, model=str(tiny), **short)
+    assert (recode.score, variants.of) == loop
+    assert line["run"] == evidence.named(row) and len(line["steps"]) == 1
+    for column, value in evidence.COLUMNS.items():
+        assert value(line) >= (-1e-6 if column == "KL" else 0)
+    answers = [row for _, row in data.json_lines(tmp_path / "answers.gz")]
+    assert [row["split"] for row in answers] == ["test"] * 2 + ["test_seen"] * 2 + ["test_hard"] * 2
+    shown = evidence.table(table, {(line["run"], 0): line})
+    assert sum(" | 1 | " in row and name in row for row in shown.split("\n")) == 1
+
+
+CODE = "a = 1\nprint(a)"
+EXAMPLE = data.Example("lib", "1", "d", "u", "a = 1", CODE)
+
+
+def told(code: str) -> str:
+    return data.answer("So.", code)
+
+
+def test_rewards_that_do_not_ask_for_syntax():
+    """Prevents: a reward "whether it parses or not" that still pays a syntax error nothing.
+
+    Target "a = 1\\nprint(a)", 14 characters. Without its last bracket 1 of 14 differs:
+    ES = 13 / 14, 3.5 * 13 / 14 - 1.5 = 1.75. EM is -1.5 there, the mean of both 0.125.
+    """
+    texts = [told(CODE), told(CODE[:-1])]
+    assert evidence.em(texts, [EXAMPLE] * 2) == [2.0, -1.5]
+    assert evidence.es(texts, [EXAMPLE] * 2) == pytest.approx([2.0, 1.75])
+    assert evidence.half(texts, [EXAMPLE] * 2) == pytest.approx([2.0, 0.125])
+
+
+def test_the_random_reward_knows_nothing_of_the_answer():
+    """Prevents: a control that rewards something after all, or differs from run to run."""
+    texts = [told(CODE)] * 4000
+    worth = evidence.chance(texts, [EXAMPLE] * 4000, seed=1, step=2)
+    assert worth == evidence.chance(["x"] * 4000, [EXAMPLE] * 4000, seed=1, step=2)
+    assert worth != evidence.chance(texts, [EXAMPLE] * 4000, seed=1, step=3)
+    # 15 % of 4000 are 600, give or take five standard deviations of sqrt(4000 * .15 * .85) = 22.6
+    assert set(worth) == {2.0, -1.5} and abs(worth.count(2.0) - 600) < 113
+
+
+def test_estimates_of_the_kl_by_hand():
+    """Prevents: a wrong sign or factor, and a k1 in the loss that holds something back.
+
+    One token, adv 0, weight 1, beta 0.5, logp - ref_logp = 0.2. k1 adds 0.5 * 0.2 = 0.1 and its
+    gradient in logp is 0.5, whatever the gap; k2 adds 0.5 * 0.2^2 / 2 = 0.01, gradient 0.5 * 0.2.
+    """
+    for name, value, slope in (("k1", 0.1, 0.5), ("k2", 0.01, 0.1)):
+        logp = torch.tensor([[-1.0]], requires_grad=True)
+        loss, _ = evidence.LOSSES[name].loss(
+            logp, logp.detach(), torch.zeros(1, 1), torch.ones(1, 1),
+            clip=0.2, beta=0.5, ref_logp=torch.tensor([[-1.2]]),
+        )  # fmt: skip
+        loss.backward()
+        assert loss.item() == pytest.approx(value) and logp.grad.item() == pytest.approx(slope)
