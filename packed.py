@@ -18,40 +18,80 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor, nn
 
 import lora
 
 OPERATORS = "_reorder_linear_weight", "_linear_pointwise"
 SMALL = 5e7  # weights of a model that gains nothing from bf16
+TOGETHER = ("q_proj", "k_proj", "v_proj"), ("gate_proj", "up_proj")  # names of layers of one input
 ROWS = 32  # that the blocks are made for; other numbers of rows work too
 
 
 class Pack:
-    """A linear layer from packed weights: x [.., in] -> x W^T + b [.., out], adapters included."""
+    """Layers of one input, from packed weights: x [.., in] -> each one's W x + b [.., out].
 
-    def __init__(self, layer: nn.Linear, dtype: torch.dtype):
-        self.dtype, self.beyond = dtype, None
-        self.weight = torch.ops.mkldnn._reorder_linear_weight(layer.weight.detach().to(dtype), ROWS)
-        self.bias = None if layer.bias is None else layer.bias.detach().to(dtype)
-        self.adapted = isinstance(layer, lora.Adapted) and layer.on
-        if self.adapted:
-            self.A = layer.lora_A.detach().T.to(dtype)  # [in, r]
-            self.B = (layer.adapter.scale * layer.lora_B.detach()).T.to(dtype)  # [r, out]
-            if layer.lora_magnitude_vector is not None:
-                self.beyond = (layer.lora_magnitude_vector.detach() / layer.norm() - 1).to(dtype)
+    What is left beside W costs as much as W where rows are few, so all rows of W and of A make one
+    matrix, and all B one of blocks: two products, where q, k and v alone had nine.
+    """
 
-    def __call__(self, x: Tensor) -> Tensor:
-        x = x.to(self.dtype)
-        bias = self.bias if self.beyond is None else None  # DoRA scales before the bias
-        y = torch.ops.mkldnn._linear_pointwise(x, self.weight, bias, "none", [], "")
-        if self.adapted:
-            flat = y.flatten(0, -2)
-            y = torch.addmm(flat, x.flatten(0, -2) @ self.A, self.B).view_as(y)
+    def __init__(self, layers: list[nn.Linear], dtype: torch.dtype):
+        self.dtype, self.x, self.y = dtype, None, None
+        self.sizes = [layer.out_features for layer in layers]
+        adapted = [isinstance(layer, lora.Adapted) and layer.on for layer in layers]
+        mine = [layer for layer, on in zip(layers, adapted, strict=True) if on]
+        weight = torch.cat([m.weight for m in layers] + [m.lora_A for m in mine]).detach()
+        self.weight = torch.ops.mkldnn._reorder_linear_weight(weight.to(dtype), ROWS)
+        self.rank = sum(len(m.lora_A) for m in mine)
+        blocks = [
+            layer.adapter.scale * layer.lora_B.detach() if on else layer.weight.new_empty(out, 0)
+            for layer, on, out in zip(layers, adapted, self.sizes, strict=True)
+        ]
+        self.B = torch.block_diag(*blocks).T.to(dtype)  # [rank, out]
+        bias = joined([(m.bias, m.out_features) for m in layers], dtype)
+        beyond = [m.lora_magnitude_vector / m.norm() - 1 if on and m.adapter.dora else None
+                  for m, on in zip(layers, adapted, strict=True)]  # fmt: skip
+        self.beyond = joined(list(zip(beyond, self.sizes, strict=True)), dtype)
+        if self.beyond is None and bias is not None:
+            self.first, self.last = F.pad(bias, (0, self.rank)), None
+        else:  # DoRA scales before the bias
+            self.first, self.last = None, bias
+
+    def __call__(self, x: Tensor) -> tuple[Tensor, ...]:
+        """Layers that share their input ask for it one after the other: it is computed once."""
+        if x is not self.x:
+            self.x, self.y = x, self.product(x.to(self.dtype)).split(self.sizes, dim=-1)
+        return self.y
+
+    def product(self, x: Tensor) -> Tensor:
+        y = torch.ops.mkldnn._linear_pointwise(x, self.weight, self.first, "none", [], "")
+        if self.rank:
+            y, low = y.split([sum(self.sizes), self.rank], dim=-1)
+            y = torch.addmm(y.flatten(0, -2), low.flatten(0, -2), self.B).view(y.shape)
         if self.beyond is None:
             return y
         y = torch.addcmul(y, y, self.beyond)  # m/n y, as in training
-        return y if self.bias is None else y + self.bias
+        return y if self.last is None else y + self.last
+
+
+def joined(parts: list[tuple[Tensor | None, int]], dtype: torch.dtype) -> Tensor | None:
+    """Vectors of these sizes in a row, zeros for one that is missing; None if all are."""
+    if all(part is None for part, _ in parts):
+        return None
+    whole = [torch.zeros(size) if part is None else part.detach() for part, size in parts]
+    return torch.cat(whole).to(dtype)
+
+
+def together(model: nn.Module) -> list[list[nn.Linear]]:
+    """All linear layers; those that may share their input stand in one list."""
+    found: dict[tuple, list[nn.Linear]] = {}
+    for name, layer in model.named_modules():
+        if isinstance(layer, nn.Linear):
+            parent, _, last = name.rpartition(".")
+            kind = next((names for names in TOGETHER if last in names), last)
+            found.setdefault((parent, kind, layer.in_features), []).append(layer)
+    return list(found.values())
 
 
 @contextmanager
@@ -61,13 +101,15 @@ def packed(model: nn.Module, dtype: torch.dtype) -> Iterator[None]:
     The copies take the memory of the weights once more. Nothing may change inside: no training,
     and no `lora.disabled`.
     """
-    layers = [m for m in model.modules() if isinstance(m, nn.Linear)]
+    layers = together(model)
     try:
-        for layer in layers:
-            layer.forward = Pack(layer, dtype)
+        for group in layers:
+            pack = Pack(group, dtype)
+            for place, layer in enumerate(group):
+                layer.forward = lambda x, pack=pack, place=place: pack(x)[place]
         yield
     finally:
-        for layer in layers:
+        for layer in (layer for group in layers for layer in group):
             vars(layer).pop("forward", None)
 
 

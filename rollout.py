@@ -166,14 +166,16 @@ def draw(logits: Tensor, uniform: Tensor, temperature: float, top_p: float) -> t
     """
     logits = logits.float() if temperature in (0, 1) else logits.float() / temperature
     logp = logits.log_softmax(-1)
-    token = best = logp.argmax(-1, keepdim=True)  # [B, G, 1]
-    if temperature > 0:
+    if temperature == 0:
+        token = logp.argmax(-1, keepdim=True)  # [B, G, 1]
+    else:
         prob = nucleus(logp.exp(), top_p) if top_p < 1 else logp.exp()
         total = prob.cumsum(-1)
         token = torch.searchsorted(total, uniform[..., None] * total[..., -1:], right=True)
-        token = token.clamp(max=prob.shape[-1] - 1)
-        # a GPU's parallel sum may round onto an impossible token: take the likeliest instead
-        token = token.where(prob.gather(-1, token) > 0, best)
+        token = token.clamp(max=prob.shape[-1] - 1)  # [B, G, 1]
+        impossible = ~(prob.gather(-1, token) > 0)  # sums are rounded: then take the likeliest
+        if impossible.is_cuda or impossible.any():  # to look makes a GPU wait, and a CPU saves time
+            token = token.where(~impossible, prob.argmax(-1, keepdim=True))
     return token[..., 0], logp.gather(-1, token)[..., 0]
 
 

@@ -5,6 +5,8 @@
     python tests/bench_speed.py reward      edit distance over a pure-Python table (and RapidFuzz)
     python tests/bench_speed.py step        a whole GRPO step over TRL's (pip install trl)
     python tests/bench_speed.py memory      peak of the update at a vocabulary of 152 thousand
+    python tests/bench_speed.py trees --against PATH --model RUN/checkpoint
+                                            this tree over another checkout of the project
 
 `--model` takes the bundled policy, a folder or a shape filled with random weights. After a warm-up
 each pair runs `--repeats` times, alternating; the ratio is that of the medians.
@@ -13,8 +15,11 @@ each pair runs `--repeats` times, alternating; the ratio is that of the medians.
 import argparse
 import ctypes
 import gc
+import json
+import os
 import random
 import statistics
+import subprocess
 import sys
 import tempfile
 import threading
@@ -358,11 +363,11 @@ def trl_steps(args, config) -> list[float]:
             output_dir=folder,
             use_cpu=args.device == "cpu",
             bf16=False,
-            per_device_train_batch_size=batch // config.updates,
-            steps_per_generation=config.updates,
+            per_device_train_batch_size=batch // config.minibatches,
+            steps_per_generation=config.minibatches,
             num_generations=config.group_size,
             max_completion_length=config.max_new_tokens,
-            max_steps=config.updates * config.steps,
+            max_steps=config.minibatches * config.steps,
             learning_rate=config.lr,
             beta=config.beta,
             temperature=config.temperature,
@@ -408,17 +413,77 @@ def bench_memory(args) -> None:
     print(f"all logits at once would be {logits / 1e9:.1f} GB, and their gradient as much")
 
 
+# ---------------------------------------------------------------- this tree over another
+
+TREES = ("sampling", "lengths", "greedy", "grading", "step", "toy")
+
+
+def bench_trees(args) -> None:
+    """Each tree's own defaults, every measurement in a process of its own, in turn."""
+    print(f"{processor()}, {torch.get_num_threads()} threads, medians of {args.repeats}")
+    print(
+        "| what | this tree | the other | ratio | spread | peak memory, GB |\n" + "|---" * 6 + "|"
+    )
+    for what in args.only.split(",") if args.only else TREES:
+        found = {ROOT: [], Path(args.against).resolve(): []}
+        for _ in range(args.repeats):
+            for tree in found:
+                found[tree].append(measured(tree, what, args.model))
+        mine, other = ([seconds for seconds, _ in runs] for runs in found.values())
+        peaks = " / ".join(f"{max(gb for _, gb in runs):.1f}" for runs in found.values())
+        middle = [statistics.median(times) for times in (mine, other)]
+        spread = f"{min(mine):.1f} to {max(mine):.1f}, {min(other):.1f} to {max(other):.1f}"
+        row = f"| {what} | {middle[0]:.1f} s | {middle[1]:.1f} s | {middle[1] / middle[0]:.2f}"
+        print(f"{row} | {spread} | {peaks} |", flush=True)
+
+
+def measured(tree: Path, what: str, model: str) -> tuple[float, float]:
+    """Seconds of one piece of work in a tree, and the peak memory of the process in GB."""
+    with tempfile.TemporaryDirectory() as folder:
+        program, command = str(tree / "recode.py"), ["--out", f"{folder}/run"]
+        if what == "step":
+            names = ("--minibatches", "--updates")
+            once = names[not (tree / "packed.py").exists()]
+            command += (
+                f"--model {model} --steps 2 --prompts 6 --max-new-tokens 200 --beta 0".split()
+            )
+            command += ["--correctness", "em_copy", "--eval-rows", "2", once, "1"]
+        elif what != "toy":
+            program, command = str(ROOT / "tests" / "bench_tree.py"), [str(tree), what, model]
+        begin = time.perf_counter()
+        with open(f"{folder}/out", "w") as out:
+            child = subprocess.Popen([sys.executable, program, *command], stdout=out)
+            _, status, used = os.wait4(child.pid, 0)
+        seconds = time.perf_counter() - begin
+        if status:
+            raise SystemExit(f"{what} failed in {tree}")
+        if what == "step":  # the second one: the first meets cold caches
+            lines = Path(folder, "run", "metrics.jsonl").read_text().splitlines()
+            seconds = json.loads(lines[1])["seconds"]
+        elif what != "toy":
+            seconds = float(Path(folder, "out").read_text().split()[-2])
+        return seconds, used.ru_maxrss / 1e6
+
+
+def processor() -> str:
+    lines = Path("/proc/cpuinfo").read_text().splitlines()
+    name = next(line.partition(": ")[2] for line in lines if line.startswith("model name"))
+    return name + (", bf16 units" if any("avx512_bf16" in line for line in lines) else "")
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
-    parser.add_argument("what", choices=["rollout", "update", "reward", "step", "memory"])
+    parser.add_argument("what", choices="rollout update reward step memory trees".split())
     parser.add_argument(
         "--model", default=str(data.POLICY), help=f"a folder or one of {', '.join(SHAPES)}"
     )
     parser.add_argument("--device", default="cpu", choices=["cpu", "cuda"])
     parser.add_argument("--repeats", type=int, default=5, help="timed runs of each side")
     parser.add_argument("--tokens", type=int, default=1024, help="per sample, for a shape")
+    parser.add_argument("--against", metavar="PATH", help="trees: a checkout of another commit")
+    parser.add_argument("--only", metavar="WHAT,WHAT", help=f"trees: of {', '.join(TREES)}")
     args = parser.parse_args()
     torch.manual_seed(0)
     globals()[f"bench_{args.what}"](args)

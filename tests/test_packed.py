@@ -50,6 +50,29 @@ def test_packed_products_are_the_plain_ones(adapter, dtype, near, bias):
 
 
 @NEEDS
+@pytest.mark.parametrize("dora", [False, True])
+def test_layers_of_one_input_keep_apart(dora):
+    """Prevents: q's adapter or bias in k's rows, and a product of an earlier input handed out.
+
+    q has an adapter and no bias, k a bias and no adapter, v both: each as it is alone, for one
+    input, for two in turn, and where k is asked with another input than q.
+    """
+    model = nn.Module()
+    model.q_proj = layer(lora.Adapter(2, dora=dora), torch.float32, bias=False)[0]
+    model.k_proj = layer(None, torch.float32, bias=True)[0]
+    model.v_proj = layer(lora.Adapter(3), torch.float32, bias=True)[0]
+    parts = [model.q_proj, model.k_proj, model.v_proj]
+    a, b = torch.randn(2, 3, 4, 5, generator=torch.Generator().manual_seed(5)).unbind()
+    with torch.no_grad():
+        inputs = [(a, a, a), (b, b, b), (a, b, a)]
+        plain = [part(x) for xs in inputs for part, x in zip(parts, xs, strict=True)]
+        with packed.packed(model, torch.float32):
+            fast = [part(x) for xs in inputs for part, x in zip(parts, xs, strict=True)]
+    for one, other in zip(fast, plain, strict=True):
+        assert torch.allclose(one, other, atol=1e-5)
+
+
+@NEEDS
 def test_an_error_inside_leaves_the_plain_layers(tmp_path):
     """Prevents: a run that trains on packed copies, which no step changes, after a Ctrl-C."""
     model = layer(lora.Adapter(2), torch.float32, True)
