@@ -457,7 +457,7 @@ def test_verdicts_do_not_depend_on_the_order_of_the_run(tmp_path):
     item = benchmarks.read("codeupdatearena", _write(tmp_path / "a.jsonl", GROUPED))[0]
     codes = [TILE["ref_solution"], "def tile(*a): return 1", None]
     for order in itertools.permutations(range(3)):
-        result = bench.run_samples(item, [codes[i] for i in order], Box())
+        result = bench.run_samples(item, [codes[i] for i in order], [], Box())
         assert [result.verdicts[order.index(i)] for i in range(3)] == ["pass", "fail", "fail"]
 
 
@@ -534,3 +534,5 @@ def test_a_models_own_samples_are_drawn_again_alike(tiny, tmp_path, capsys):
     a, b = ([json.loads(line) for line in out.read_text().splitlines()] for out in outs)
     assert sorted(a, key=str) == sorted(b, key=str)
     assert all(row["verdicts"] == ["fail", "fail"] for row in a)
+    assert evaluate.main([*command, "--top-p", "0"]) == 2
+    assert "top_p is 0.0" in capsys.readouterr().err
