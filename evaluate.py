@@ -48,15 +48,17 @@ def parser() -> argparse.ArgumentParser:
         flag("--seed", type=int, default=0, help="of sampling")
         flag("--predictions", default="", metavar="FILE", help="samples, or: reference")
         flag("--python", default=sys.executable, metavar="PATH", help="interpreter to run in")
-    text = "plain: as anybody asks a chat model, think: as the paper does (%(default)s)"
-    flag("--ask", default="plain", choices=("plain", "think"), help=text)  # of the last command
     commands.choices["codeupdatearena"].set_defaults(ask="think")
+    flag, asks = commands.choices["humaneval"].add_argument, ("plain", "think")
+    text = "plain: as anybody asks a chat model, think: as the paper does (%(default)s)"
+    flag("--ask", default="plain", choices=asks, help=text)
     return parser
 
 
 if __name__ == "__main__":  # --help and a wrong flag are answered before torch is loaded
     parser().parse_args()
 
+import hashlib
 import json
 import random
 from collections import Counter
@@ -164,8 +166,7 @@ def chosen(path: str, most: int) -> Rows:
 
 
 def some(rows: list[data.Example], most: int) -> list[data.Example]:
-    """A fixed choice of at most `most` rows."""
-    # No run's seed: with that the rows here would be those that the run trains on first.
+    """A fixed choice: by a run's seed they would be the rows that it trains on first."""
     return random.Random("report").sample(rows, min(most, len(rows)))
 
 
@@ -261,9 +262,8 @@ def updates(options: argparse.Namespace) -> str:
     if options.out:  # now: to run them takes long, and may be stopped
         Path(options.out).write_text(lines(graded), encoding="utf-8")
     tables = executed(graded, options) if options.run else []
-    tables.append(breakdown(graded))
-    for title, of in (("library", "dependency"), ("kind", "kind")):
-        tables.append(breakdown(grouped(graded, of), title))
+    libraries, kinds = grouped(graded, "dependency"), grouped(graded, "kind")
+    tables += [breakdown(graded), breakdown(libraries, "library"), breakdown(kinds, "kind")]
     return "\n\n".join(tables)
 
 
@@ -338,9 +338,8 @@ def benchmark(options: argparse.Namespace) -> str:
 
     box = Box(options.python, kind, passk.LIMITS)
     passk.check_interpreter(box, items)
-    run = data.digest((items, source, options.python, kind))
-    out = Path(options.out) if options.out else None
-    return passk.summary(passk.run_items(items, sampler, box, out, run), ks, both)
+    run = hashlib.sha256(repr((items, source, options.python, kind)).encode()).hexdigest()[:12]
+    return passk.summary(passk.run_items(items, sampler, box, options.out, run), ks, both)
 
 
 def codes(policy: Policy, options: argparse.Namespace, items: list) -> list[tuple[list, list]]:

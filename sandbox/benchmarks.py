@@ -53,18 +53,13 @@ def read(name: str, path: str | Path) -> list[Item]:
     return list(items.values())
 
 
-def messages(item: Item) -> list[dict[str, str]]:
-    """The paper's conversation: the system turn and the way to answer are those of training."""
-    user = f"{item.user}\n{data.TASK}"
-    return [{"role": "system", "content": data.SYSTEM}, {"role": "user", "content": user}]
-
-
 def prompt(item: Item, tokenizer, ask: str) -> list[int]:
     """Token ids of an item's prompt. `ask` is "think", the paper's form, or "plain", as anybody
     asks a chat model: no system turn and no opening of the answer but the template's own."""
-    if ask == "think":
-        return data.opened(messages(item), tokenizer)
-    return data.opened([{"role": "user", "content": f"{PLAIN}\n{item.user}"}], tokenizer, "")
+    if ask == "plain":
+        return data.opened([{"role": "user", "content": f"{PLAIN}\n{item.user}"}], tokenizer, "")
+    turns = {"system": data.SYSTEM, "user": f"{item.user}\n{data.TASK}"}  # as in training
+    return data.opened([{"role": who, "content": x} for who, x in turns.items()], tokenizer)
 
 
 def program(item: Item, code: str) -> str:

@@ -30,8 +30,6 @@ from sandbox.benchmarks import Item
 LIMITS = Limits(cpu=15, memory=8 << 30)  # seconds: what CodeUpdateArena gives a test; bytes
 ROUND = 32  # items that are sampled, then run, together
 Codes = list[str | None]  # the samples of one item; None: the answer held no code
-# The samples of each item, and whether each has the form that was asked for ([]: all have).
-Sampler = Callable[[list[Item]], list[tuple[Codes, list[bool]]]]
 
 
 @dataclass(frozen=True)
@@ -198,8 +196,7 @@ def read_results(path: Path, run: str) -> list[Result]:
     try:
         for where, row in data.json_lines(path, partial=True):
             if row.pop("run", None) != run or "id" not in row:
-                why = "no result of this run, but of other data, samples or settings"
-                raise ValueError(f"{where}: {why}")
+                raise ValueError(f"{where}: no result of this run: other data, samples or settings")
             results.append(Result(**row))  # older files have no `asked`
     except ValueError as error:
         raise ValueError(f"--out {error}; give a new file") from None
@@ -236,14 +233,14 @@ def predictions(benchmark: str, path: str, items: list[Item]) -> dict[str, Codes
 
 
 def run_items(
-    items: list[Item], sampler: Sampler, box: Box, out: Path | None, run: str
+    items: list[Item], sampler: Callable, box: Box, out: str | Path, run: str
 ) -> list[Result]:
     """The results of all items, in their order: those in `out`, and the others run and added.
 
-    ROUND items at a time are sampled, then run on all cores, so that a stopped run has lost no more
-    than a round.
+    `sampler(items)` gives, for each, its samples and which have the form asked for ([]: all have).
+    ROUND items at a time are sampled, then run on all cores: no more is lost if it is stopped.
     """
-    done = {result.id: result for result in read_results(out, run)} if out else {}
+    done = {result.id: result for result in read_results(Path(out), run)} if out else {}
     todo = [item for item in items if item.id not in done]
     bar = tqdm(total=len(items), initial=len(done), unit="item", desc="run", dynamic_ncols=True)
     with bar, open(out or os.devnull, "a", encoding="utf-8") as file:

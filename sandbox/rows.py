@@ -16,11 +16,10 @@ said about the answer: "could-not-run".
 import asyncio
 import collections
 import contextlib
-import functools
 import json
 import shutil
 import tempfile
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import replace
 from pathlib import Path
 from typing import NamedTuple
@@ -50,7 +49,6 @@ class Outcome(NamedTuple):
 NO_CODE = Outcome(WRONG, "the answer holds no code")
 NO_ROW = Outcome(UNKNOWN, "its release is not known: it is no row of our own data")
 
-
 PREPARE = """
 import os, sys
 os.dup2(os.open(os.devnull, os.O_WRONLY), 2)  # logs have times in them: stdout alone counts
@@ -70,7 +68,7 @@ def outcomes(
     Environments are kept in the folder `envs`, if it is given. `kind` of sandbox as in `Box`.
     ValueError where uv is missing. One environment after the other, its rows at once.
     """
-    rows, known = releases(example for example, _ in answers), {}
+    rows, known = releases([example for example, _ in answers]), {}
     codes: dict[Example, list[str]] = collections.defaultdict(list)
     for example, code in answers:
         if example in rows and code is not None and code not in codes[example]:
@@ -80,9 +78,9 @@ def outcomes(
         for release in sorted(set(homes.values())):
             part = [example for example in codes if homes[example] == release]
             with interpreter(release, envs) as (python, fault):
-                work = functools.partial(one_row, box=Box(python, kind, LIMITS), fault=fault)
-                jobs = [(rows[example], codes[example]) for example in part]
-                for index, found in sandbox.at_once(work, jobs):
+                box = Box(python, kind, LIMITS)
+                jobs = [(rows[example], codes[example], box, fault) for example in part]
+                for index, found in sandbox.at_once(lambda job: one_row(*job), jobs):
                     known |= {(part[index], code): outcome for code, outcome in found.items()}
                     bar.update()
     return [
@@ -90,17 +88,14 @@ def outcomes(
     ]
 
 
-def releases(examples: Iterable[Example]) -> dict[Example, verify.Row]:
+def releases(examples: list[Example]) -> dict[Example, verify.Row]:
     """The `verify.Row` of each example that is a row of our own sources."""
-    by_id, found = {example.id: example for example in examples}, {}
-    libraries = {example.dependency.lower() for example in by_id.values()}
+    libraries = {example.dependency.lower() for example in examples}
     sources = (source for file in verify.RECORDS for source in verify.build.sources(file).items())
-    for path in (path for library, paths in sources if library in libraries for path in paths):
-        for row in verify.rows(path):
-            example = by_id.get(row.id)
-            if example and (example.old_code, example.new_code) == (row.old_code, row.new_code):
-                found[example] = row
-    return found
+    paths = (path for library, paths in sources if library in libraries for path in paths)
+    rows = {(x.id, x.old_code, x.new_code): x for path in paths for x in verify.rows(path)}
+    found = {example: (example.id, example.old_code, example.new_code) for example in examples}
+    return {example: rows[key] for example, key in found.items() if key in rows}
 
 
 @contextlib.contextmanager
@@ -119,9 +114,8 @@ def interpreter(release: tuple[str, ...], envs: str = "") -> Iterator[tuple[str,
         yield str(folder / "bin" / "python"), fault and f"{name} is not installed: {fault}"
 
 
-def one_row(job: tuple[verify.Row, list[str]], box: Box, fault: str) -> dict[str, Outcome]:
+def one_row(row: verify.Row, codes: list[str], box: Box, fault: str) -> dict[str, Outcome]:
     """The outcome of each code of one row, after its true code."""
-    row, codes = job
     if fault:
         return dict.fromkeys(codes, Outcome(UNKNOWN, fault))
     with passk.runner(replace(box, imports=verify.modules(row))) as verdict:

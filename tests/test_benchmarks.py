@@ -170,13 +170,14 @@ def test_each_kind_of_update_is_installed_in_its_way(path, kind, code, statement
 def test_the_prompt_has_the_update_and_the_task_and_no_test(tmp_path):
     """A unit test in the prompt would give the answer away."""
     item = benchmarks.read("codeupdatearena", _write(tmp_path / "a.jsonl", GROUPED))[0]
-    system, user = benchmarks.messages(item)
-    assert system == {"role": "system", "content": data.SYSTEM}
-    shown = ["math.gcd", GCD["description"], GCD["signature"], GCD["docstring"]]
+    tokenizer = AutoTokenizer.from_pretrained(data.POLICY)
+    prompt = tokenizer.decode(benchmarks.prompt(item, tokenizer, "think"))
+    assert prompt.endswith(data.OPENING)
+    shown = [data.SYSTEM, "math.gcd", GCD["description"], GCD["signature"], GCD["docstring"]]
     shown += [TILE["scenario"], TILE["problem"], TILE["solution_signature"], data.TASK]
-    places = [user["content"].index(text) for text in shown]
+    places = [prompt.index(text) for text in shown]
     assert places == sorted(places)
-    assert "assert" not in user["content"] and "old_gcd" not in user["content"]
+    assert "assert" not in prompt and "old_gcd" not in prompt
 
 
 def test_humaneval_is_read_gzip_or_not_and_its_broken_test_is_mended(tmp_path):
