@@ -177,8 +177,7 @@ def report(policy: Policy, rows: Rows, max_new_tokens: int, title: str, quiet=Fa
     """
     graded = {}
     for name, examples in rows.items():
-        longest = max((policy.length(data.completion(e)) for e in examples), default=0)
-        most = max(max_new_tokens, longest)
+        most = max([max_new_tokens, *(policy.length(data.completion(e)) for e in examples)])
         graded[name] = greedy(policy, examples, most, f"{title}, {name}", quiet)
     return graded
 
@@ -205,8 +204,7 @@ def read(path: Path, rows: Rows) -> Report | None:
 def answered(path: str | Path, rows: Rows) -> Report:
     """The answers in a file that `lines` wrote, to some or all of these rows, graded anew.
 
-    A row is known by its digest; in older files, and if it has changed since, by its id. ValueError
-    names the first line that is no answer, or that does not say of which row, or says it again.
+    Rows are known by digest, in older files and where changed by id. ValueError names a bad line.
     """
     named: dict[tuple[str, str], list[data.Example]] = {}
     for split, example in ((split, e) for split, examples in rows.items() for e in examples):
@@ -276,10 +274,8 @@ def grouped(graded: Report, field: str) -> Report:
 
 
 def executed(report: Report, options: argparse.Namespace) -> list[str]:
-    """Tables of what comes of running the answers, which ones to read; --out is written anew.
-
-    An exact answer is right without. Code is run in whatever form it came.
-    """
+    """Tables of what comes of running the answers in whatever form (an exact one is right without),
+    and which ones to read; --out is written anew."""
     from sandbox import choose, rows
 
     kind, notice = choose(options.sandbox)

@@ -63,10 +63,7 @@ def prompt(item: Item, tokenizer, ask: str) -> list[int]:
 
 
 def program(item: Item, code: str) -> str:
-    """What is run: the code behind the item's head, or alone if it is a whole program by itself.
-
-    The names of the head are there in either case: it is the item's setup, too.
-    """
+    """What is run: the code behind the item's head, or alone if it is a whole program by itself."""
     with suppress(*NO_PYTHON):
         if len(code) <= LONG and any(x.name in item.calls for x in _functions(code)):
             return code
@@ -185,14 +182,12 @@ def _calls(package: str, signature: str, reference: str) -> tuple[str, ...]:
 
 
 def _unit_tests(text: str, reference: str, where: str) -> tuple[str, ...]:
-    """Each test function with what stands before all of them, and its call.
-
-    Published tests use names that the program imports: the imports of the reference come first.
-    """
+    """Each test function with what stands outside of all of them, and its call."""
     tests = [x for x in _functions(text) if x.name.startswith("test")]
     if not tests:
         raise ValueError(f"{where}: field 'unit_tests' has no function whose name starts with test")
     names = {x.name for x in tests}
+    # Published tests use names that the program imports.
     imports = [x for x in data.parsed(reference).body if isinstance(x, ast.Import | ast.ImportFrom)]
     others = [x for x in data.parsed(text).body if getattr(x, "name", "") not in names]
     shared = "".join(ast.unparse(x) + "\n" for x in [*imports, *others])

@@ -159,10 +159,7 @@ def markdown(head: str, groups: dict[str, list], cells: Callable[[list], list]) 
 
 
 def table(results: list[Result], ks: list[int], both: bool = False) -> str:
-    """Markdown: all items, then by package and by kind of update where there are any.
-
-    `both`: code in the asked form and in any form, side by side.
-    """
+    """Markdown: all items, by package and by kind; `both`: in the asked form and in any form."""
     updates = any(result.package for result in results)
     columns = list(itertools.product((True, False)[: 1 + both], ks, (False, True)[: 1 + updates]))
     heads = [f"{'U' * u}Pass@{k}{'' if asked else ', any form'}" for asked, k, u in columns]
@@ -212,10 +209,7 @@ FIELDS = {"humaneval": ("task_id", "completion"), "codeupdatearena": ("id", "cod
 
 
 def predictions(benchmark: str, path: str, items: list[Item]) -> dict[str, Codes]:
-    """The samples in a file of the benchmark's own format, or the reference solutions.
-
-    Several lines of one id are several samples, in their order.
-    """
+    """The samples by id in a file of the benchmark's own format, or the reference solutions."""
     if path == "reference":
         return {item.id: [item.reference] for item in items}
     name, text = FIELDS[benchmark]

@@ -65,8 +65,7 @@ def outcomes(
 ) -> list[Outcome]:
     """What came of each answer (row, and its code or None), in order, under a progress bar.
 
-    Environments are kept in the folder `envs`, if it is given. `kind` of sandbox as in `Box`.
-    ValueError where uv is missing. One environment after the other, its rows at once.
+    One environment after the other, its rows at once; kept in the folder `envs`, if one is given.
     """
     rows, known = releases([example for example, _ in answers]), {}
     codes: dict[Example, list[str]] = collections.defaultdict(list)
@@ -169,10 +168,9 @@ def one_code(row: verify.Row, code: str, truth: verify.Run, run: Callable) -> Ou
 
 
 def table(groups: dict[str, list], title: str = "split") -> str:
-    """Markdown on graded answers that have `run` and `reason`, by split or another `title`.
+    """Markdown on graded answers that were run; shares are of the rows that could be run.
 
-    Shares are of the rows that could be run; an exact answer is right without a run. All but `any
-    form` count code in the asked form. Copies are old code where something was to be done.
+    All but `any form` count code in the asked form. Copies: old code where there was a job to do.
     """
 
     def cells(graded: list) -> list:
