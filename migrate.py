@@ -38,7 +38,6 @@ from upkeep.terminal import coloured
 
 def answer(policy: Policy, row: data.Example, samples: int, most: int) -> str:
     """New code for the row's old code: greedy, or what most samples say."""
-    strip_comments(row.old_code)  # SyntaxError if it does not parse
     how = dict(group_size=samples, max_new_tokens=most, temperature=float(samples > 1))
     torch.manual_seed(0)
     votes: dict[str, list[str]] = {}  # programs that differ only in comments vote together
@@ -63,10 +62,10 @@ def migrated(policy: Policy, name: str, old: str, options: argparse.Namespace) -
     if not body:
         return old
     note, body = Path(options.note).read_text("utf-8"), body.replace("\r\n", "\n")
+    program = strip_comments(body)  # SyntaxError if it does not parse
     row = data.Example(options.library, options.version, "", note, body, "", id=name)
-    code = answer(policy, row, options.samples, options.max_new_tokens)
-    same = strip_comments(code) == strip_comments(body)
-    return old if same else head + code.strip("\n").replace("\n", end) + tail
+    code = answer(policy, row, options.samples, options.max_new_tokens).strip("\n")
+    return old if strip_comments(code) == program else head + code.replace("\n", end) + tail
 
 
 def migrate(policy: Policy, name: str, options: argparse.Namespace) -> int:

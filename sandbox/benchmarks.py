@@ -1,14 +1,11 @@
 """Published benchmarks as one list of items: CodeUpdateArena, HumanEval and HumanEval+.
 
     read("codeupdatearena", "arena.jsonl")   -> [Item, ...]
-    read("humaneval", "HumanEval.jsonl.gz")  -> [Item, ...]
 
 The files are read as they are published, JSON lines, gzip or not. CodeUpdateArena
 (arXiv 2407.06249) comes grouped, one update a line with its `prog_syn_examples`, or ungrouped, one
 item a line; its lists may be joined to one string. HumanEval: arXiv 2107.03374; HumanEval+ in the
 same format: arXiv 2305.01210.
-
-Not here: how programs are run (`__init__.py`) and what their verdicts add up to (`passk.py`).
 """
 
 import ast
@@ -20,8 +17,9 @@ from pathlib import Path
 
 import data
 
-NAMES = ("codeupdatearena", "humaneval")
 PLAIN = "Answer with the whole program, its imports included, in one ```python fence."
+NO_PYTHON = (SyntaxError, ValueError, RecursionError, MemoryError)  # what ast.parse raises
+LONG = 2**16  # characters: Python 3.10 dies of a sum of many more terms, here and not in a sandbox
 
 
 @dataclass(frozen=True)
@@ -55,63 +53,45 @@ def read(name: str, path: str | Path) -> list[Item]:
     return list(items.values())
 
 
-def messages(item: Item) -> list[dict[str, str]]:
-    """The paper's conversation: the system turn and the way to answer are those of training."""
-    user = f"{item.user}\n{data.TASK}"
-    return [{"role": "system", "content": data.SYSTEM}, {"role": "user", "content": user}]
-
-
 def prompt(item: Item, tokenizer, ask: str) -> list[int]:
-    """Token ids of an item's prompt, as `ask` says: "think", the paper's form, or "plain".
-
-    Plain is how a chat model is asked by anybody: no system turn but the template's own, and the
-    answer's turn is opened by the template alone.
-    """
-    if ask == "think":
-        return data.opened(messages(item), tokenizer)
-    return data.opened([{"role": "user", "content": f"{PLAIN}\n{item.user}"}], tokenizer, "")
-
-
-def _text(row: dict, name: str, where: str) -> str:
-    value = row.get(name)
-    if value is None:
-        raise ValueError(f"{where}: field '{name}' is missing")
-    if not isinstance(value, str):
-        raise ValueError(f"{where}: field '{name}' must be a string")
-    return value
-
-
-def _code(row: dict, name: str, where: str) -> str:
-    """A field of Python code; lists come joined to one string."""
-    value = row.get(name)
-    if isinstance(value, list) and all(isinstance(part, str) for part in value):
-        row = {name: "\n\n".join(value) if name == "unit_tests" else "\n".join(value)}
-    code = _text(row, name, where)
-    _parse(code, name, where)
-    return code
-
-
-def _parse(code: str, name: str, where: str) -> ast.Module:
-    try:
-        return data.parsed(code)
-    except (SyntaxError, ValueError, RecursionError, MemoryError) as error:
-        raise ValueError(f"{where}: field '{name}' is not valid Python ({error})") from None
-
-
-LONG = 2**16  # characters: Python 3.10 dies of a sum of many more terms, here and not in a sandbox
+    """Token ids of an item's prompt. `ask` is "think", the paper's form, or "plain", as anybody
+    asks a chat model: no system turn and no opening of the answer but the template's own."""
+    if ask == "plain":
+        return data.opened([{"role": "user", "content": f"{PLAIN}\n{item.user}"}], tokenizer, "")
+    turns = {"system": data.SYSTEM, "user": f"{item.user}\n{data.TASK}"}  # as in training
+    return data.opened([{"role": who, "content": x} for who, x in turns.items()], tokenizer)
 
 
 def program(item: Item, code: str) -> str:
-    """What is run: the code behind the item's head, or alone if it is a whole program by itself.
-
-    The names of the head are there in either case: it is the item's setup, too.
-    """
-    if len(code) <= LONG:
-        with suppress(SyntaxError, ValueError, RecursionError, MemoryError):
-            body = data.parsed(code).body
-            if any(isinstance(x, ast.FunctionDef) and x.name in item.calls for x in body):
-                return code
+    """What is run: the code behind the item's head, or alone if it is a whole program by itself."""
+    with suppress(*NO_PYTHON):
+        if len(code) <= LONG and any(x.name in item.calls for x in _functions(code)):
+            return code
     return item.head + code
+
+
+def _functions(code: str) -> list[ast.FunctionDef]:
+    return [x for x in data.parsed(code).body if isinstance(x, ast.FunctionDef)]
+
+
+def _fields(row: dict, where: str, texts: str, codes: str) -> dict[str, str]:
+    """The fields of these names: texts, and Python code, which may come as a list of strings."""
+    found = {}
+    for name in f"{texts} {codes}".split():
+        value, code = row.get(name), name in codes.split()
+        if value is None:
+            raise ValueError(f"{where}: field '{name}' is missing")
+        if code and isinstance(value, list) and all(isinstance(part, str) for part in value):
+            value = "\n".join(value)
+        if not isinstance(value, str):
+            raise ValueError(f"{where}: field '{name}' must be a string")
+        try:
+            if code:
+                data.parsed(value)
+        except NO_PYTHON as error:
+            raise ValueError(f"{where}: field '{name}' is not valid Python ({error})") from None
+        found[name] = value
+    return found
 
 
 # ---- HumanEval ----------------------------------------------------------------------------------
@@ -124,14 +104,12 @@ MENDED = "abs(_poly(*inp, candidate(*inp))) <="
 
 def _humaneval(row: dict, where: str) -> Iterator[Item]:
     """One row of HumanEval or HumanEval+. The program continues the prompt."""
-    head, name = _code(row, "prompt", where), _text(row, "entry_point", where)
-    test = _code(row, "test", where).replace(SWAPPED, MENDED)
-    solution = _text(row, "canonical_solution", where)
-    user = f"Complete the function `{name}`.\n```python\n{head.strip(chr(10))}\n```"
+    row = _fields(row, where, "task_id entry_point canonical_solution", "prompt test")
+    head, name, test = row["prompt"], row["entry_point"], row["test"].replace(SWAPPED, MENDED)
     yield Item(
-        id=_text(row, "task_id", where),
-        user=user,
-        reference=solution,
+        id=row["task_id"],
+        user=f"Complete the function `{name}`.\n```python\n{head.strip(chr(10))}\n```",
+        reference=row["canonical_solution"],
         tests=(f"{test}\n\ncheck({name})\n",),
         calls=(name,),
         setup=head,  # some tests use the helpers that a prompt defines
@@ -140,6 +118,9 @@ def _humaneval(row: dict, where: str) -> Iterator[Item]:
 
 
 # ---- CodeUpdateArena ----------------------------------------------------------------------------
+
+UPDATE = "function_path update_type package description signature docstring"
+EXAMPLE = "prog_syn_id scenario problem solution_signature"
 
 
 def _arena(row: dict, where: str) -> Iterator[Item]:
@@ -150,62 +131,42 @@ def _arena(row: dict, where: str) -> Iterator[Item]:
     examples = row.get("prog_syn_examples", [row])
     if not isinstance(examples, list) or not all(isinstance(x, dict) for x in examples):
         raise ValueError(f"{where}: field 'prog_syn_examples' must be a list of objects")
+    update = _fields(update, where, UPDATE, "imports implementation")
+    path, kind, new = update["function_path"], update["update_type"], update["implementation"]
     for example in examples:
-        yield _arena_item(update, example, where)
-
-
-def _arena_item(update: dict, example: dict, where: str) -> Item:
-    path, kind = _text(update, "function_path", where), _text(update, "update_type", where)
-    own = "prog_syn_imports" if "prog_syn_imports" in example else "imports"
-    imports, mine = _code(update, "imports", where), _code(example, own, where)
-    imports = imports if imports == mine else f"{imports}\n{mine}"
-    new = _code(update, "implementation", where)
-    package = _text(update, "package", where)
-    reference = _code(example, "ref_solution", where)
-    tests = _unit_tests(_code(example, "unit_tests", where), reference, where)
-    return Item(
-        id=_text(example, "prog_syn_id", where),
-        user=_arena_prompt(update, example, where),
-        reference=reference,
-        tests=tests,
-        calls=_calls(package, _text(example, "solution_signature", where), reference),
-        setup=f"{imports}\n{new}\n{install(path, kind, new)}\n",
-        without=imports + "\n",
-        inout=True,
-        package=package,
-        kind=kind,
-    )
+        own = "prog_syn_imports" if "prog_syn_imports" in example else "imports"
+        example = _fields(example, where, EXAMPLE, f"{own} ref_solution unit_tests")
+        imports = "\n".join(dict.fromkeys([update["imports"], example[own]]))
+        reference, signature = example["ref_solution"], example["solution_signature"]
+        yield Item(
+            id=example["prog_syn_id"],
+            user=(  # the paper's prompt: the update, then the task; no unit test
+                f"{path} has been updated.\n<doc>\n{update['description']}\n"
+                f"{update['signature']}\n{update['docstring']}\n</doc>\n"
+                f"{example['scenario']}\n{example['problem']}\n"
+                f"Write the function, and use the update.\n```python\n{signature}\n```"
+            ),
+            reference=reference,
+            tests=_unit_tests(example["unit_tests"], reference, where),
+            calls=_calls(update["package"], signature, reference),
+            setup=f"{imports}\n{new}\n{install(path, kind, new)}\n",
+            without=imports + "\n",
+            inout=True,
+            package=update["package"],
+            kind=kind,
+        )
 
 
 def install(path: str, kind: str, implementation: str) -> str:
-    """The statement that puts the new function in its place.
-
-    >>> install("math.sin", "add-argument", "def sin(x, unit): ...")
-    'math.sin = sin'
-    """
+    """The statement that puts the new function in its place, such as `math.sin = sin`."""
     home, _, old = path.rpartition(".")
-    defined = [x.name for x in data.parsed(implementation).body if isinstance(x, ast.FunctionDef)]
-    new = old if old in defined or not defined else defined[-1]
+    defined = [x.name for x in _functions(implementation)]
     if "deprecat" in kind:
         return f"del {path}"
-    if new == old:
+    if old in defined or not defined:
         return f"{path} = {old}"
     keep = "" if kind == "add-function" else f"del {path}\n"
-    return f"{keep}setattr({home}, {new!r}, {new})"
-
-
-def _arena_prompt(update: dict, example: dict, where: str) -> str:
-    """The paper's prompt: the update, then the task; no unit test."""
-    fields = ("function_path", "description", "signature", "docstring")
-    path, description, signature, docstring = (_text(update, f, where) for f in fields)
-    scenario, problem, solution = (
-        _text(example, f, where) for f in ("scenario", "problem", "solution_signature")
-    )
-    return (
-        f"{path} has been updated.\n<doc>\n{description}\n"
-        f"{signature}\n{docstring}\n</doc>\n{scenario}\n{problem}\n"
-        f"Write the function, and use the update.\n```python\n{solution}\n```"
-    )
+    return f"{keep}setattr({home}, {defined[-1]!r}, {defined[-1]})"
 
 
 def _calls(package: str, signature: str, reference: str) -> tuple[str, ...]:
@@ -215,30 +176,20 @@ def _calls(package: str, signature: str, reference: str) -> tuple[str, ...]:
     """
     if package == "pandas":
         return ()
-    defined = [x.name for x in data.parsed(reference).body if isinstance(x, ast.FunctionDef)]
+    defined = [x.name for x in _functions(reference)]
     named = re.findall(r"\w+(?=\s*\()", signature)[:1]
     return tuple(named if named and named[0] in defined else defined)
 
 
 def _unit_tests(text: str, reference: str, where: str) -> tuple[str, ...]:
-    """Each test function with what stands before all of them, and its call.
-
-    Published tests use names that the program imports: the imports of the reference come first.
-    """
-    body = _parse(text, "unit_tests", where).body
-    imports = [x for x in data.parsed(reference).body if isinstance(x, ast.Import | ast.ImportFrom)]
-    shared = [ast.unparse(x) for x in [*imports, *body] if not _is_test(x)]
-    tests = [x for x in body if _is_test(x)]
+    """Each test function with what stands outside of all of them, and its call."""
+    tests = [x for x in _functions(text) if x.name.startswith("test")]
     if not tests:
         raise ValueError(f"{where}: field 'unit_tests' has no function whose name starts with test")
-    lines = text.splitlines()
-    sources = ["\n".join(lines[x.lineno - 1 : x.end_lineno]) for x in tests]
-    calls = [f"{x.name}()" for x in tests]
-    return tuple(
-        "\n".join([*shared, source, call]) + "\n"
-        for source, call in zip(sources, calls, strict=True)
-    )
-
-
-def _is_test(node: ast.stmt) -> bool:
-    return isinstance(node, ast.FunctionDef) and node.name.startswith("test")
+    names = {x.name for x in tests}
+    # Published tests use names that the program imports.
+    imports = [x for x in data.parsed(reference).body if isinstance(x, ast.Import | ast.ImportFrom)]
+    others = [x for x in data.parsed(text).body if getattr(x, "name", "") not in names]
+    shared = "".join(ast.unparse(x) + "\n" for x in [*imports, *others])
+    sources = [ast.get_source_segment(text, x) for x in tests]
+    return tuple(f"{shared}{s}\n{x.name}()\n" for s, x in zip(sources, tests, strict=True))

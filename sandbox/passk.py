@@ -1,8 +1,5 @@
 """Pass@k and UPass@k: samples in, run in the sandbox, what they add up to out.
 
-    results = run_items(items, sampler, box, out, name)   # items: benchmarks.py
-    print(summary(results, [1, 5]))
-
 A sample passes if every unit test passes. Where the benchmark has updates, all tests run with the
 update installed; a sample that passes then runs without it: UPass@k counts only those that need
 the update. What could not be run, for want of a library or of memory, is no wrong answer: it is
@@ -10,16 +7,17 @@ left out and counted apart.
 """
 
 import ast
-import dataclasses
-import hashlib
 import itertools
 import json
 import math
 import os
 import sys
+from collections import Counter, deque
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass, field
+from contextlib import closing, contextmanager
+from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
+from typing import NamedTuple
 
 import numpy as np
 from tqdm import tqdm
@@ -32,10 +30,6 @@ from sandbox.benchmarks import Item
 LIMITS = Limits(cpu=15, memory=8 << 30)  # seconds: what CodeUpdateArena gives a test; bytes
 ROUND = 32  # items that are sampled, then run, together
 Codes = list[str | None]  # the samples of one item; None: the answer held no code
-# The samples of each item, and whether each has the form that was asked for.
-Sampler = Callable[[list[Item]], list[tuple[Codes, list[bool]]]]
-
-# ---- one sample ---------------------------------------------------------------------------------
 
 
 @dataclass(frozen=True)
@@ -52,58 +46,45 @@ class Result:
     asked: list[bool] = field(default_factory=list)  # has the form asked for; []: all have
 
 
-def run_samples(item: Item, codes: Codes, box: Box, asked: list[bool] | None = None) -> Result:
+@contextmanager
+def runner(box: Box) -> Iterator[Callable[[Task], Verdict]]:
+    """A function from one task after another to its verdict, all in one sandbox."""
+    tasks = deque()
+    verdicts = sandbox.run_all(iter(tasks.popleft, None), box)  # takes a task when it is asked for
+    with closing(verdicts):
+        yield lambda task: tasks.append(task) or next(verdicts)
+
+
+def run_samples(item: Item, codes: Codes, asked: list[bool], box: Box) -> Result:
     """Run every sample of one item; equal samples run once."""
-    seen: dict[str | None, tuple[Verdict, str]] = {}
-    for code in codes:
-        if code not in seen:
-            seen[code] = _run_sample(item, code, box)
-    verdicts, without = zip(*(seen[code] for code in codes), strict=True)
-    outcomes, reasons = zip(*((v.outcome, v.reason) for v in verdicts), strict=True)
-    lists = (list(x) for x in (outcomes, reasons, without, codes, asked or []))
-    return Result(item.id, item.package, item.kind, *lists)
+    seen = {code: _run_sample(item, code, box) for code in dict.fromkeys(codes)}
+    lists = map(list, zip(*(seen[code] for code in codes), strict=True))
+    return Result(item.id, item.package, item.kind, *lists, codes, asked)
 
 
-def _run_sample(item: Item, code: str | None, box: Box) -> tuple[Verdict, str]:
-    """The verdict with the update, and the outcome without it where that one is a pass."""
+def _run_sample(item: Item, code: str | None, box: Box) -> tuple[str, str, str]:
+    """(outcome with the update, its reason, outcome without it where the first is a pass)."""
     if code is None:
-        return Verdict("fail", "the answer holds no code"), ""
-    box = dataclasses.replace(box, imports=libraries(item))
+        return "fail", "the answer holds no code", ""
     program = benchmarks.program(item, code)
-    rounds: list[list[Verdict]] = [[]]  # with the update, then without it
+    with runner(replace(box, imports=libraries(item))) as run:
 
-    def tasks() -> Iterator[Task]:
-        for setup in (item.setup, item.without):
-            for test in item.tests if setup is not None else ():
-                yield Task(program, test, setup, item.calls, item.inout)
-                if rounds[-1][-1].outcome != "pass":  # one test decides
-                    return
-            rounds.append([])
+        def verdict(setup: str) -> Verdict:  # of all tests: the first that is no pass
+            tests = (Task(program, test, setup, item.calls, item.inout) for test in item.tests)
+            return next((v for v in map(run, tests) if v.outcome != "pass"), Verdict("pass"))
 
-    for verdict in sandbox.run_all(tasks(), box):
-        rounds[-1].append(verdict)
-    unneeded = _overall(rounds[1]).outcome if len(rounds) > 1 and item.without is not None else ""
-    return _overall(rounds[0]), unneeded
-
-
-def _overall(verdicts: list[Verdict]) -> Verdict:
-    """Of several tests: the first that is no pass, else a pass."""
-    return next((v for v in verdicts if v.outcome != "pass"), Verdict("pass"))
+        found = verdict(item.setup)
+        again = found.outcome == "pass" and item.without is not None
+        return found.outcome, found.reason, verdict(item.without).outcome if again else ""
 
 
 def libraries(item: Item) -> tuple[str, ...]:
     """Modules outside the standard library that the benchmark's own code imports."""
-    found = set()
-    for code in (item.setup, item.without or "", *item.tests):
-        for node in ast.walk(data.parsed(code)):
-            if isinstance(node, ast.Import):
-                found |= {alias.name for alias in node.names}
-            elif isinstance(node, ast.ImportFrom) and node.module and not node.level:
-                found.add(node.module)
+    codes = (item.setup, item.without or "", *item.tests)
+    nodes = [node for code in codes for node in ast.walk(data.parsed(code))]
+    found = {alias.name for node in nodes if isinstance(node, ast.Import) for alias in node.names}
+    found |= {x.module for x in nodes if isinstance(x, ast.ImportFrom) and not x.level}
     return tuple(sorted(x for x in found if x.split(".")[0] not in sys.stdlib_module_names))
-
-
-# ---- what samples add up to ---------------------------------------------------------------------
 
 
 def pass_at_k(n: int, c: int, k: int) -> float:
@@ -116,14 +97,16 @@ def pass_at_k(n: int, c: int, k: int) -> float:
     return 1 - math.comb(n - c, k) / math.comb(n, k)
 
 
-@dataclass(frozen=True)
-class Estimate:
+class Estimate(NamedTuple):
     """A mean over items, and the interval that holds it in 95 % of bootstrap resamples."""
 
     mean: float
     low: float
     high: float
     items: int
+
+    def __str__(self) -> str:
+        return f"{100 * self.mean:.1f} [{100 * self.low:.1f}, {100 * self.high:.1f}]"  # percent
 
 
 def bootstrap(values: list[float], resamples: int = 2000) -> Estimate:
@@ -139,16 +122,13 @@ def counts(result: Result, needs_update: bool, asked: bool = True) -> tuple[int,
 
     `asked`: a sample in another form than was asked for fails, whatever its code does.
     """
-    n = c = 0
+    outcomes = []
     forms = result.asked or [True] * len(result.verdicts)
     for verdict, without, form in zip(result.verdicts, result.without, forms, strict=True):
-        unknown = needs_update and verdict == "pass" and without == "could-not-run"
-        if asked and not form:
-            n += 1
-        elif verdict != "could-not-run" and not unknown:
-            n += 1
-            c += verdict == "pass" and not (needs_update and without == "pass")
-    return n, c
+        if needs_update and verdict == "pass":
+            verdict = {"pass": "fail", "fail": "pass"}.get(without, without)
+        outcomes.append(verdict if form or not asked else "fail")
+    return len(outcomes) - outcomes.count("could-not-run"), outcomes.count("pass")
 
 
 def estimate(
@@ -158,11 +138,6 @@ def estimate(
     pairs = [counts(result, needs_update, asked) for result in results]
     values = [pass_at_k(n, c, k) for n, c in pairs if n >= k]
     return bootstrap(values) if values else None
-
-
-def percent(found: Estimate) -> str:
-    """A mean in percent with its interval."""
-    return f"{100 * found.mean:.1f} [{100 * found.low:.1f}, {100 * found.high:.1f}]"
 
 
 def numbers(text: str, samples: int) -> list[int]:
@@ -176,27 +151,35 @@ def numbers(text: str, samples: int) -> list[int]:
     return ks
 
 
-def table(results: list[Result], ks: list[int], both: bool = False) -> str:
-    """Markdown: all items, then by package and by kind of update where there are any.
+def markdown(head: str, groups: dict[str, list], cells: Callable[[list], list]) -> str:
+    """A table of this first line; of each group its name, its size and these cells."""
+    rows = ([name, len(group), *cells(group)] for name, group in groups.items())
+    lines = [f"| {' | '.join(map(str, row))} |" for row in rows]
+    return "\n".join([head, "|---" * (head.count("|") - 1) + "|", *lines])
 
-    `both`: code in the asked form and in any form, side by side.
-    """
+
+def table(results: list[Result], ks: list[int], both: bool = False) -> str:
+    """Markdown: all items, by package and by kind; `both`: in the asked form and in any form."""
     updates = any(result.package for result in results)
     columns = list(itertools.product((True, False)[: 1 + both], ks, (False, True)[: 1 + updates]))
     heads = [f"{'U' * u}Pass@{k}{'' if asked else ', any form'}" for asked, k, u in columns]
-    lines = [f"| | items | {' | '.join(heads)} |", "|---" * (2 + len(heads)) + "|"]
     groups = {"all": results}
     for name in ("package", "kind"):
         for value in sorted({getattr(r, name) for r in results} - {""}):
             groups[value] = [r for r in results if getattr(r, name) == value]
-    for title, rows in groups.items():
-        shares = [estimate(rows, k, u, asked) for asked, k, u in columns]
-        cells = [percent(share) if share else "-" for share in shares]
-        lines.append(f"| {title} | {len(rows)} | {' | '.join(cells)} |")
-    return "\n".join(lines)
+
+    def cells(part: list[Result]) -> list:
+        return [estimate(part, k, u, asked) or "-" for asked, k, u in columns]
+
+    return markdown(f"| | items | {' | '.join(heads)} |", groups, cells)
 
 
-# ---- the file of results ------------------------------------------------------------------------
+def summary(results: list[Result], ks: list[int], both: bool = False) -> str:
+    """The table, and the count of what could not be run, with one reason."""
+    pairs = [pair for r in results for pair in zip(r.verdicts, r.reasons, strict=True)]
+    lost = [reason for verdict, reason in pairs if verdict == "could-not-run"]
+    note = f"\n{len(lost)} samples could not be run and are left out: {lost[0]}" if lost else ""
+    return table(results, ks, both) + note
 
 
 def read_results(path: Path, run: str) -> list[Result]:
@@ -207,43 +190,26 @@ def read_results(path: Path, run: str) -> list[Result]:
     if not path.exists():
         return []
     results = []
-    names = {f.name for f in dataclasses.fields(Result)}
     try:
         for where, row in data.json_lines(path, partial=True):
-            if not names - {"asked"} <= row.keys():
-                raise ValueError(f"{where}: no result")
-            if row.get("run") != run:
-                raise ValueError(f"{path} holds results of other data, samples or settings")
-            row = {"asked": []} | row  # older files have none
-            results.append(Result(**{name: row[name] for name in names}))
+            if row.pop("run", None) != run or "id" not in row:
+                raise ValueError(f"{where}: no result of this run: other data, samples or settings")
+            results.append(Result(**row))  # older files have no `asked`
     except ValueError as error:
         raise ValueError(f"--out {error}; give a new file") from None
-    raw = path.read_bytes()
-    if not raw.endswith(b"\n"):
-        path.write_bytes(raw[: raw.rfind(b"\n") + 1])
+    os.truncate(path, path.read_bytes().rfind(b"\n") + 1)
     return results
 
 
 def line(result: Result, run: str) -> str:
-    return json.dumps(dataclasses.asdict(result) | {"run": run}) + "\n"
+    return json.dumps(asdict(result) | {"run": run}) + "\n"
 
-
-def fingerprint(**settings: object) -> str:
-    """A short name of all that decides the results of a run."""
-    text = json.dumps(settings, sort_keys=True, default=str)
-    return hashlib.sha256(text.encode()).hexdigest()[:12]
-
-
-# ---- where samples come from --------------------------------------------------------------------
 
 FIELDS = {"humaneval": ("task_id", "completion"), "codeupdatearena": ("id", "code")}
 
 
 def predictions(benchmark: str, path: str, items: list[Item]) -> dict[str, Codes]:
-    """The samples in a file of the benchmark's own format, or the reference solutions.
-
-    Several lines of one id are several samples, in their order.
-    """
+    """The samples by id in a file of the benchmark's own format, or the reference solutions."""
     if path == "reference":
         return {item.id: [item.reference] for item in items}
     name, text = FIELDS[benchmark]
@@ -260,25 +226,22 @@ def predictions(benchmark: str, path: str, items: list[Item]) -> dict[str, Codes
     return samples
 
 
-# ---- the run ------------------------------------------------------------------------------------
-
-
 def run_items(
-    items: list[Item], sampler: Sampler, box: Box, out: Path | None, run: str
+    items: list[Item], sampler: Callable, box: Box, out: str | Path, run: str
 ) -> list[Result]:
     """The results of all items, in their order: those in `out`, and the others run and added.
 
-    ROUND items at a time are sampled, then run on all cores, so that a stopped run has lost no more
-    than a round.
+    `sampler(items)` gives, for each, its samples and which have the form asked for ([]: all have).
+    ROUND items at a time are sampled, then run on all cores: no more is lost if it is stopped.
     """
-    done = {result.id: result for result in read_results(out, run)} if out else {}
+    done = {result.id: result for result in read_results(Path(out), run)} if out else {}
     todo = [item for item in items if item.id not in done]
     bar = tqdm(total=len(items), initial=len(done), unit="item", desc="run", dynamic_ncols=True)
     with bar, open(out or os.devnull, "a", encoding="utf-8") as file:
         for start in range(0, len(todo), ROUND):
             part = todo[start : start + ROUND]
-            jobs = list(zip(part, *zip(*sampler(part), strict=True), strict=True))
-            for _, result in sandbox.at_once(lambda job: run_samples(*job[:2], box, job[2]), jobs):
+            jobs = [(item, *found) for item, found in zip(part, sampler(part), strict=True)]
+            for _, result in sandbox.at_once(lambda job: run_samples(*job, box), jobs):
                 done[result.id] = result
                 file.write(line(result, run))
                 file.flush()
@@ -290,27 +253,11 @@ def run_items(
 
 def check_interpreter(box: Box, items: list[Item]) -> None:
     """ValueError if nothing can be run; a line for each library that the items need and lack."""
-    try:
-        sandbox.Sandbox(box).close()
-    except sandbox.Unavailable as error:
-        raise ValueError(f"no program can be run: {error}") from None
-    need = {item.id: libraries(item) for item in items}
-    for name in sorted({x.split(".")[0] for names in need.values() for x in names}):
+    need = Counter(name for x in items for name in {lib.split(".")[0] for lib in libraries(x)})
+    for name in ["", *sorted(need)]:
         try:
-            sandbox.Sandbox(dataclasses.replace(box, imports=(name,))).close()
+            sandbox.Sandbox(replace(box, imports=(name,) if name else ())).close()
         except sandbox.Unavailable as error:
-            count = sum(any(x.split(".")[0] == name for x in names) for names in need.values())
-            print(f"{count} of {len(items)} items cannot be run: {error}", file=sys.stderr)
-
-
-def summary(results: list[Result], ks: list[int], both: bool = False) -> str:
-    """The table, and the count of what could not be run, with one reason."""
-    text = table(results, ks, both)
-    lost = [
-        reason
-        for r in results
-        for verdict, reason in zip(r.verdicts, r.reasons, strict=True)
-        if verdict == "could-not-run"
-    ]
-    note = f"\n{len(lost)} samples could not be run and are left out: {lost[0]}" if lost else ""
-    return text + note
+            if not name:
+                raise ValueError(f"no program can be run: {error}") from None
+            print(f"{need[name]} of {len(items)} items cannot be run: {error}", file=sys.stderr)

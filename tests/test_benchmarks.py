@@ -170,13 +170,14 @@ def test_each_kind_of_update_is_installed_in_its_way(path, kind, code, statement
 def test_the_prompt_has_the_update_and_the_task_and_no_test(tmp_path):
     """A unit test in the prompt would give the answer away."""
     item = benchmarks.read("codeupdatearena", _write(tmp_path / "a.jsonl", GROUPED))[0]
-    system, user = benchmarks.messages(item)
-    assert system == {"role": "system", "content": data.SYSTEM}
-    shown = ["math.gcd", GCD["description"], GCD["signature"], GCD["docstring"]]
+    tokenizer = AutoTokenizer.from_pretrained(data.POLICY)
+    prompt = tokenizer.decode(benchmarks.prompt(item, tokenizer, "think"))
+    assert prompt.endswith(data.OPENING)
+    shown = [data.SYSTEM, "math.gcd", GCD["description"], GCD["signature"], GCD["docstring"]]
     shown += [TILE["scenario"], TILE["problem"], TILE["solution_signature"], data.TASK]
-    places = [user["content"].index(text) for text in shown]
+    places = [prompt.index(text) for text in shown]
     assert places == sorted(places)
-    assert "assert" not in user["content"] and "old_gcd" not in user["content"]
+    assert "assert" not in prompt and "old_gcd" not in prompt
 
 
 def test_humaneval_is_read_gzip_or_not_and_its_broken_test_is_mended(tmp_path):
@@ -457,7 +458,7 @@ def test_verdicts_do_not_depend_on_the_order_of_the_run(tmp_path):
     item = benchmarks.read("codeupdatearena", _write(tmp_path / "a.jsonl", GROUPED))[0]
     codes = [TILE["ref_solution"], "def tile(*a): return 1", None]
     for order in itertools.permutations(range(3)):
-        result = bench.run_samples(item, [codes[i] for i in order], Box())
+        result = bench.run_samples(item, [codes[i] for i in order], [], Box())
         assert [result.verdicts[order.index(i)] for i in range(3)] == ["pass", "fail", "fail"]
 
 
@@ -534,3 +535,5 @@ def test_a_models_own_samples_are_drawn_again_alike(tiny, tmp_path, capsys):
     a, b = ([json.loads(line) for line in out.read_text().splitlines()] for out in outs)
     assert sorted(a, key=str) == sorted(b, key=str)
     assert all(row["verdicts"] == ["fail", "fail"] for row in a)
+    assert evaluate.main([*command, "--top-p", "0"]) == 2
+    assert "top_p is 0.0" in capsys.readouterr().err
