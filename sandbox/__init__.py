@@ -23,6 +23,7 @@ what the kernel then ends is could-not-run.
 
 import functools
 import json
+import multiprocessing
 import os
 import secrets
 import shutil
@@ -146,7 +147,7 @@ class Sandbox:
 
     def __init__(self, box: Box = DEFAULT):
         self.box, self.kind = box, box.kind or choose()[0]
-        self.lost, self.process = False, None
+        self.lost, self.process, self.link = False, None, None
         self.uid, self.claim = _claim_user() if os.getuid() == 0 else (0, None)
         self.folder = tempfile.mkdtemp(prefix="sandbox-")
         if self.uid:
@@ -160,48 +161,53 @@ class Sandbox:
             raise
 
     def _start(self, command: list[str]) -> None:
-        pipes = dict.fromkeys(("stdin", "stdout", "stderr"), subprocess.PIPE)
+        self.link, theirs = multiprocessing.Pipe()
+        pipes = {"stdin": theirs, "stdout": subprocess.DEVNULL, "stderr": subprocess.PIPE}
         env = _environment(self.folder)
         try:
-            self.process = subprocess.Popen(
-                command, **pipes, cwd=self.folder, env=env, start_new_session=True
-            )
-            missing = wire.receive(self.process.stdout.fileno(), 120)[0]["missing"]
+            with theirs:
+                self.process = subprocess.Popen(
+                    command, **pipes, cwd=self.folder, env=env, start_new_session=True
+                )
+            self._hear(120)
         except EOFError:
             words = self.process.stderr.read(4000).decode(errors="replace").strip().splitlines()
             raise Unavailable(f"the sandbox did not start: {(words or ['no word'])[-1]}") from None
         except OSError as error:
             raise Unavailable(f"{command[0]} does not start: {error}") from None
-        for name, why in missing.items():
-            raise Unavailable(f"{self.box.python} cannot import {name} ({why})")
+
+    def _hear(self, seconds: float) -> dict:
+        """What the keeper says next. Raises Unavailable if the machine is at fault."""
+        if not self.link.poll(seconds):
+            raise TimeoutError("it says nothing")
+        said = json.loads(self.link.recv_bytes(1 << 24))
+        if said["fault"]:
+            raise Unavailable(said["fault"])
+        return said
 
     def close(self) -> None:
         """End all processes of the sandbox and remove its folder."""
         if self.process:
-            self.process.kill()
-            self.process.wait()
-            for pipe in (self.process.stdin, self.process.stdout, self.process.stderr):
-                pipe.close()
+            with self.process:  # closes its pipe, and waits
+                self.process.kill()
         if self.kind == "plain" and self.uid:
             _sweep_user(self.uid)
-        if self.claim:
-            self.claim.close()
+        for end in filter(None, (self.link, self.claim)):
+            end.close()
         shutil.rmtree(self.folder, ignore_errors=True)
 
     def verdict(self, task: Task) -> Verdict:
         """Send the program, then test and secret, which the judge alone reads; hear the verdict."""
-        secret, kills = secrets.token_hex(16), _oom_kills()
-        job = {key: value for key, value in asdict(task).items() if key != "test"}
+        secret, kills, job = secrets.token_hex(16), _oom_kills(), asdict(task)
+        test, self.lost = job.pop("test"), True  # lost, unless a report shows that all is well
         try:
-            wire.send(self.process.stdin.fileno(), job)
-            wire.send(self.process.stdin.fileno(), {"test": task.test, "secret": secret})
-            end, _ = wire.receive(self.process.stdout.fileno(), 10 * self.box.limits.wall + 60)
-        except (EOFError, OSError, TimeoutError, ValueError):
-            end, self.lost = {"report": "", "why": "it ended its keeper", "output": ""}, True
-        if "broken" in end:
-            raise Unavailable(f"the machine could not start the test: {end['broken']}")
+            self.link.send(job)
+            self.link.send({"test": test, "secret": secret})
+            end = self._hear(10 * self.box.limits.wall + 60)
+        except (EOFError, OSError, ValueError):
+            end = {"report": "", "why": "it ended its keeper", "output": ""}
         said = _said(end["report"], secret)
-        self.lost = self.lost or bool(task.calls) and not said
+        self.lost = not said
         outcome = said.get("outcome", "fail")
         reason = end["why"] or said.get("reason") or "the program ended before the test did"
         if outcome != "pass" and _oom_kills() != kills:
@@ -353,18 +359,10 @@ def _oom_kills() -> int:
 def _sweep_user(uid: int) -> None:
     """End every process of `uid`: a program that ended its keeper has nobody else to end it."""
     for _ in range(100):
-        alive = [pid for pid in filter(str.isdigit, os.listdir("/proc")) if _owner(pid) == uid]
+        alive = [
+            pid for pid, x in judge.processes() if judge.user(x) == uid and "Z" not in x["State"]
+        ]
         if not alive:
             return
         for pid in alive:
-            judge.kill(int(pid))
-
-
-def _owner(pid: str) -> int:
-    """The user that process `pid` runs as; -1 if it is a zombie or has ended."""
-    try:
-        with open(f"/proc/{pid}/status") as file:
-            status = dict(line.split(":", 1) for line in file if ":" in line)
-    except OSError:
-        return -1
-    return -1 if "Z" in status["State"] else int(status["Uid"].split()[0])
+            judge.kill(pid)
