@@ -21,11 +21,12 @@ Limits hold for each process: thirty of them at their limit can fill a small mac
 what the kernel then ends is could-not-run.
 """
 
+import contextlib
 import functools
 import json
-import multiprocessing
 import os
 import secrets
+import select
 import shutil
 import socket
 import subprocess
@@ -145,85 +146,66 @@ class Sandbox:
     Raises Unavailable if it cannot be had.
     """
 
-    def __init__(self, box: Box = DEFAULT):
-        self.box, self.kind = box, box.kind or choose()[0]
-        self.lost, self.process, self.link = False, None, None
-        self.uid, self.claim = _claim_user() if os.getuid() == 0 else (0, None)
-        self.folder = tempfile.mkdtemp(prefix="sandbox-")
-        if self.uid:
-            os.chown(self.folder, self.uid, self.uid)
-        elif self.kind == "plain":  # the program will be the same user as we are: hide from it
-            judge.LIBC.prctl(judge.PR_SET_DUMPABLE, 0)
-        try:
-            self._start(_command(self.box, self.kind, self.uid))
-        except BaseException:
-            self.close()
-            raise
+    def __init__(self, box: Box):
+        self.limits, self.lost = box.limits, False
+        kind = box.kind or choose()[0]
+        with contextlib.ExitStack() as stack:
+            folder = tempfile.mkdtemp(prefix="sandbox-")
+            stack.callback(shutil.rmtree, folder, ignore_errors=True)
+            if uid := stack.enter_context(_user()):
+                os.chown(folder, uid, uid)
+            elif kind == "plain":  # the program will be the same user as we are: hide from it
+                judge.LIBC.prctl(judge.PR_SET_DUMPABLE, 0)
+            self._start(_command(box, kind, uid), folder, stack)
+            self.close = stack.pop_all().close
 
-    def _start(self, command: list[str]) -> None:
-        self.link, theirs = multiprocessing.Pipe()
+    def _start(self, command: list[str], folder: str, stack: contextlib.ExitStack) -> None:
+        self.link, theirs = map(stack.enter_context, socket.socketpair())
         pipes = {"stdin": theirs, "stdout": subprocess.DEVNULL, "stderr": subprocess.PIPE}
-        env = _environment(self.folder)
+        where = {"cwd": folder, "env": _environment(folder), "start_new_session": True}
         try:
-            with theirs:
-                self.process = subprocess.Popen(
-                    command, **pipes, cwd=self.folder, env=env, start_new_session=True
-                )
+            process = stack.enter_context(subprocess.Popen(command, **pipes, **where))
+            stack.callback(process.kill)
+            theirs.close()
             self._hear(120)
         except EOFError:
-            words = self.process.stderr.read(4000).decode(errors="replace").strip().splitlines()
+            words = process.stderr.read(4000).decode(errors="replace").strip().splitlines()
             raise Unavailable(f"the sandbox did not start: {(words or ['no word'])[-1]}") from None
         except OSError as error:
             raise Unavailable(f"{command[0]} does not start: {error}") from None
 
     def _hear(self, seconds: float) -> dict:
         """What the keeper says next. Raises Unavailable if the machine is at fault."""
-        if not self.link.poll(seconds):
+        if not select.select([self.link], [], [], seconds)[0]:
             raise TimeoutError("it says nothing")
-        said = json.loads(self.link.recv_bytes(1 << 24))
+        said, _ = wire.receive(self.link)
         if said["fault"]:
             raise Unavailable(said["fault"])
         return said
-
-    def close(self) -> None:
-        """End all processes of the sandbox and remove its folder."""
-        if self.process:
-            with self.process:  # closes its pipe, and waits
-                self.process.kill()
-        if self.kind == "plain" and self.uid:
-            _sweep_user(self.uid)
-        for end in filter(None, (self.link, self.claim)):
-            end.close()
-        shutil.rmtree(self.folder, ignore_errors=True)
 
     def verdict(self, task: Task) -> Verdict:
         """Send the program, then test and secret, which the judge alone reads; hear the verdict."""
         secret, kills, job = secrets.token_hex(16), _oom_kills(), asdict(task)
         test, self.lost = job.pop("test"), True  # lost, unless a report shows that all is well
         try:
-            self.link.send(job)
-            self.link.send({"test": test, "secret": secret})
-            end = self._hear(10 * self.box.limits.wall + 60)
+            wire.send(self.link, job)
+            wire.send(self.link, {"test": test, "secret": secret})
+            end = self._hear(10 * self.limits.wall + 60)
         except (EOFError, OSError, ValueError):
             end = {"report": "", "why": "it ended its keeper", "output": ""}
-        said = _said(end["report"], secret)
-        self.lost = not said
-        outcome = said.get("outcome", "fail")
-        reason = end["why"] or said.get("reason") or "the program ended before the test did"
+        outcome, reason = _said(end["report"], secret)
+        self.lost = not outcome
+        reason = end["why"] or reason or "the program ended before the test did"
         if outcome != "pass" and _oom_kills() != kills:
             outcome, reason = "could-not-run", "the machine ran out of memory"
-        return Verdict(outcome, "" if outcome == "pass" else reason, end["output"])
+        return Verdict(outcome or "fail", "" if outcome == "pass" else reason, end["output"])
 
 
-def _said(report: str, secret: str) -> dict:
-    """What judge or program reported: worth a pass or could-not-run only with the secret."""
-    try:
-        said = json.loads(report)
-        known = said["outcome"] in OUTCOMES and isinstance(said["reason"], str)
-        trusted = said.get("secret") == secret or said["outcome"] == "fail"
-    except (ValueError, TypeError, KeyError, AttributeError, RecursionError):
-        return {}
-    return said if known and trusted else {}
+def _said(report: str, secret: str) -> tuple[str, str]:
+    """Outcome and reason: without the secret, no judge has said it, unless it is a fail."""
+    outcome, _, reason = report.partition("\n")
+    known = {f"{x} {secret}": x for x in OUTCOMES} | {"fail": "fail"}
+    return known.get(outcome, ""), reason
 
 
 # ---- how a keeper is started --------------------------------------------------------------------
@@ -334,35 +316,35 @@ def _links(python: str) -> list[str]:
     return [path for path in chain if not any(path.startswith(f"{x}/") for x in folders)]
 
 
-def _claim_user() -> tuple[int, socket.socket]:
-    """A user id that no other sandbox of this machine has, until the socket with it is closed.
+@contextlib.contextmanager
+def _user() -> Iterator[int]:
+    """A user id that no other sandbox of this machine has; all its processes are ended at last.
 
-    All processes of that user are ended with the sandbox, so that two may not share it.
+    0 where we are not root, who alone can become another.
     """
-    start = secrets.randbelow(len(UIDS))
-    for uid in [*UIDS[start:], *UIDS[:start]]:
-        claim = socket.socket(socket.AF_UNIX)
+    if os.getuid():
+        yield 0
+        return
+    with socket.socket(socket.AF_UNIX) as claim:
+        for uid in secrets.SystemRandom().sample(UIDS, len(UIDS)):
+            with contextlib.suppress(OSError):
+                claim.bind(f"\0sandbox-user-{uid}")  # a name without a file: the kernel frees it
+                break
+        else:
+            raise Unavailable("every user id for sandboxes is taken")
         try:
-            claim.bind(f"\0sandbox-user-{uid}")  # a name without a file: the kernel frees it
-            return uid, claim
-        except OSError:
-            claim.close()
-    raise Unavailable("every user id for sandboxes is taken")
+            yield uid
+        finally:  # a program that ended its keeper has nobody else to end it
+            for _ in range(100):
+                mine = (x for x in judge.processes() if int(x["Uid:"]) == uid)
+                alive = [int(x["Pid:"]) for x in mine if x["State:"] != "Z"]
+                if not alive:
+                    break
+                for pid in alive:
+                    judge.kill(pid)
 
 
 def _oom_kills() -> int:
     """How often the kernel has ended a process for want of memory, since it started."""
     with open("/proc/vmstat") as file:
         return next((int(line.split()[1]) for line in file if line.startswith("oom_kill ")), 0)
-
-
-def _sweep_user(uid: int) -> None:
-    """End every process of `uid`: a program that ended its keeper has nobody else to end it."""
-    for _ in range(100):
-        alive = [
-            pid for pid, x in judge.processes() if judge.user(x) == uid and "Z" not in x["State"]
-        ]
-        if not alive:
-            return
-        for pid in alive:
-            judge.kill(pid)

@@ -15,7 +15,6 @@ memory and files from the candidate, which is the same user.
 import contextlib
 import ctypes
 import importlib
-import json
 import operator
 import os
 import random
@@ -29,10 +28,8 @@ import sys
 import tempfile
 import types
 from collections.abc import Callable, Iterator
-from multiprocessing.connection import Connection
-from pathlib import Path
 
-from sandbox.wire import Gone, Wire
+from sandbox.wire import Gone, Wire, receive, send
 
 # ---- candidate and judge ------------------------------------------------------------------------
 
@@ -40,12 +37,12 @@ from sandbox.wire import Gone, Wire
 def limit(limits: dict) -> None:
     """Limits of this process and of all that it starts; they can only be lowered from here on."""
     # The kernel counts threads by user; in a sandbox of its own there are but ours.
-    mine = (int(status["Threads"]) for _, status in processes() if user(status) == os.getuid())
+    threads = sum(int(x["Threads:"]) for x in processes() if int(x["Uid:"]) == os.getuid())
     hard = {
         resource.RLIMIT_AS: limits["memory"],
         resource.RLIMIT_FSIZE: limits["file"],
         resource.RLIMIT_NOFILE: limits["files"],
-        resource.RLIMIT_NPROC: sum(mine) + limits["processes"],
+        resource.RLIMIT_NPROC: threads + limits["processes"],
         resource.RLIMIT_CORE: 0,
     }
     for what, most in hard.items():
@@ -53,18 +50,12 @@ def limit(limits: dict) -> None:
     resource.setrlimit(resource.RLIMIT_CPU, (limits["cpu"], limits["cpu"] + 1))  # SIGXCPU, SIGKILL
 
 
-def processes() -> Iterator[tuple[int, dict[str, str]]]:
-    """(pid, /proc/PID/status) of all processes that can be seen, zombies included."""
+def processes() -> Iterator[dict[str, str]]:
+    """/proc/PID/status of every process in sight: names, and the first word after each."""
     for pid in filter(str.isdigit, os.listdir("/proc")):
-        try:
+        with contextlib.suppress(OSError):  # it has ended
             with open(f"/proc/{pid}/status") as file:
-                yield int(pid), dict(line.split(":", 1) for line in file if ":" in line)
-        except OSError:  # it has ended
-            continue
-
-
-def user(status: dict[str, str]) -> int:
-    return int(status["Uid"].split()[0])
+                yield dict(words[:2] for words in map(str.split, file) if len(words) > 1)
 
 
 def new_module() -> dict:
@@ -89,10 +80,8 @@ def candidate(fd: int, job: dict) -> None:
     def load():
         run(job["setup"], "<setup>", space)
         run(job["program"], "<program>", space)
-
-        for name in job["calls"]:
-            if name not in space:
-                raise NameError(f"the program defines no {name}")
+        for name in set(job["calls"]) - set(space):
+            raise NameError(f"the program defines no {name}")
         return [space[name] for name in job["calls"]]
 
     wire = Wire(fd, trusting=True, inout=job["inout"])
@@ -103,26 +92,26 @@ def candidate(fd: int, job: dict) -> None:
         wire.send(reply)
 
 
-def judge(host: Connection, fd: int, report: int, job: dict) -> None:
+def judge(host: socket.socket, fd: int, report: int, job: dict) -> None:
     """Read test and secret, run the test against the candidate, say how it went."""
-    request = host.recv()
+    request, _ = receive(host)
     wire = Wire(fd, trusting=False, inout=job["inout"])
-    say, ready = {"secret": request["secret"]}, False
+    outcome, reason = "could-not-run", ""
     try:
         space = new_module()
         run(job["setup"], "<setup>", space)
-        ready = True
+        outcome = "fail"
         space.update(zip(job["calls"], wire.ask("load"), strict=True))
         run(request["test"], "<test>", space)
-        say |= {"outcome": "fail" if wire.gone else "pass", "reason": ""}
+        outcome = "fail" if wire.gone else "pass"
     except BaseException as error:
-        lacks = isinstance(error, ImportError) and not hasattr(error, "of_program")
-        say["outcome"] = "fail" if ready and not lacks else "could-not-run"
-        say["reason"] = explain(error, request["test"])
-    os.write(report, json.dumps(say).encode())
+        if isinstance(error, ImportError) and not hasattr(error, "of_program"):
+            outcome = "could-not-run"
+        reason = explain(error, request["test"])
+    say(report, f"{outcome} {request['secret']}", reason)
 
 
-def together(host: Connection, report: int, job: dict) -> None:
+def together(host: socket.socket, report: int, job: dict) -> None:
     """Program and test in one process, for tests whose values cannot cross.
 
     The secret waits in the memory that `list.sort` hides while it calls its key: no frame, global,
@@ -138,19 +127,23 @@ def together(host: Connection, report: int, job: dict) -> None:
 
     try:
         hidden.sort(key=lambda item: work(item) or 0)
-        say = {"outcome": "pass", "reason": "", "secret": hidden[1]}
+        end = f"pass {hidden[1]}", ""
     except BaseException as error:
-        say = {"outcome": "fail", "reason": explain(error, test)}
+        end = "fail", explain(error, test)
     try:
         sys.stdout.flush()
     finally:
-        os.write(report, json.dumps(say).encode())
+        say(report, *end)
 
 
 def _take_request(host):
-    request = host.recv()
+    request, _ = receive(host)
     close_stdin()
     return ["", request["secret"]], request["test"]
+
+
+def say(report: int, outcome: str, reason: str) -> None:
+    os.write(report, f"{outcome}\n{reason}".encode(errors="replace"))
 
 
 def close_stdin() -> None:
@@ -186,9 +179,10 @@ def step_down(uid: int, folders: list[str]) -> None:
     """
     covers = {}
     for folder in folders:
-        private = [x for x in Path(folder).parents[:-1] if not x.stat().st_mode & stat.S_IXOTH]
-        if private:  # the uppermost is the last
-            covers.setdefault(str(private[-1]), []).append(folder)
+        places = [i for i, letter in enumerate(folder) if letter == "/" and i]  # ends of parents
+        private = [i for i in places if not os.stat(folder[:i]).st_mode & stat.S_IXOTH]
+        if private:  # the uppermost is the first
+            covers.setdefault(folder[: private[0]], []).append(folder)
     if covers:
         _system("unshare", CLONE_NEWNS)
         _mount(None, "/", None, MS_REC | MS_PRIVATE)
@@ -214,26 +208,22 @@ def _system(name, *args):
         raise OSError(ctypes.get_errno(), f"{name}: {os.strerror(ctypes.get_errno())}")
 
 
-def keep(host: Connection, limits: dict, alone: bool) -> None:
+def keep(host: socket.socket, limits: dict, alone: bool) -> None:
     """Judge one job after the other until the host hangs up."""
     while True:
         try:
-            job = host.recv()
+            job, _ = receive(host)
         except EOFError:
             return
         try:
-            tell(host, **one_job(host, job, limits, alone))
+            end = one_job(host, job, limits, alone)
         except OSError as error:  # no process, no memory: the machine's fault
             sweep(alone)
-            tell(host, fault=f"the machine could not start the test: {error}")
+            end = {"fault": f"the machine could not start the test: {error}"}
+        send(host, end)
 
 
-def tell(host: Connection, fault: str = "", **end: str) -> None:
-    """Say how a start or a job went: as JSON, which no program can make run in the host."""
-    host.send_bytes(json.dumps({"fault": fault} | end).encode())
-
-
-def one_job(host: Connection, job: dict, limits: dict, alone: bool) -> dict[str, str]:
+def one_job(host: socket.socket, job: dict, limits: dict, alone: bool) -> dict[str, str]:
     """Fork a candidate, then a judge, wait for the verdict, end whatever is left of both."""
     ours, theirs = (end.detach() for end in socket.socketpair())
     report, say = os.pipe()
@@ -246,7 +236,7 @@ def one_job(host: Connection, job: dict, limits: dict, alone: bool) -> dict[str,
         first = last = fork(lambda fd: together(host, fd, job), [say], output, folder, limits)
     for fd in (ours, theirs, say, null):
         os.close(fd)
-    end = {"why": watch(first, last, limits)}
+    end = {"fault": "", "why": watch(first, last, limits)}
     sweep(alone)
     shutil.rmtree(folder, ignore_errors=True)
     os.lseek(output, 0, os.SEEK_SET)
@@ -330,7 +320,7 @@ def sweep(alone: bool) -> None:
     What has lost its parent becomes the keeper's child, so that the loop finds it too.
     """
     while True:
-        children = (pid for pid, status in processes() if int(status["PPid"]) == os.getpid())
+        children = (int(x["Pid:"]) for x in processes() if int(x["PPid:"]) == os.getpid())
         for pid in [-1] if alone else children:
             kill(pid)
         try:
@@ -355,11 +345,11 @@ def main(options: dict) -> None:
     LIBC.prctl(PR_SET_CHILD_SUBREAPER, 1)
     LIBC.prctl(PR_SET_PDEATHSIG, signal.SIGKILL)
     sys.path[:] = filter(None, sys.path)
-    host, fault = Connection(0), ""
+    host, fault = socket.socket(fileno=0), ""
     try:
         for name in options["imports"]:
             importlib.import_module(name)
     except Exception as error:
         fault = f"{sys.executable} cannot import {name} ({type(error).__name__}: {error})"
-    tell(host, fault)
+    send(host, {"fault": fault})
     keep(host, options["limits"], options["alone"])

@@ -8,20 +8,51 @@ Runs inside the sandbox, in the interpreter of the box: the standard library alo
 """
 
 import datetime
-import importlib
 import itertools
 import json
 import re
+import socket
+import struct
 import sys
 import types
 from collections import Counter, deque
+from collections.abc import Sequence
 from decimal import Decimal
 from fractions import Fraction
-from multiprocessing.connection import Connection
+from importlib import import_module
+
+# ---- messages: JSON and bytes beside it, each part behind its length -----------------------------
+
+
+def send(link: socket.socket, message: object, beside: Sequence[bytes] = ()) -> None:
+    """Send one message. Raises OSError where nobody reads any more."""
+    for part in (json.dumps([message, len(beside)]).encode(), *beside):
+        link.sendall(struct.pack(">Q", len(part)))
+        link.sendall(part)
+
+
+def receive(link: socket.socket) -> tuple[object, list[bytes]]:
+    """Receive one message and not a byte more. Raises EOFError at the end."""
+    message, count = json.loads(_part(link))
+    return message, [_part(link) for _ in range(count)]
+
+
+def _part(link):
+    return _exactly(link, *struct.unpack(">Q", _exactly(link, 8)))
+
+
+def _exactly(link, size):
+    data = link.recv(size, socket.MSG_WAITALL)
+    if len(data) < size:
+        raise EOFError
+    return data
+
+
+# ---- values: what may cross, and as what it arrives ---------------------------------------------
 
 PLAIN = frozenset({type(None), bool, int, float, str})
+NAMED = type | types.FunctionType | types.BuiltinFunctionType
 SMALL = 1 << 64  # a longer int goes in hexadecimal: decimal digits take quadratic time
-MOST = 1 << 28  # bytes of JSON in one message
 BUILTIN = (int, float, str, bytes, tuple, list, dict, set, frozenset)  # what subclasses become
 # Classes that are built anew from these arguments of their constructor.
 BUILT = {
@@ -41,6 +72,14 @@ BUILT = {
     datetime.timedelta: lambda x: (x.days, x.seconds, x.microseconds),
     re.Pattern: lambda x: (x.pattern, x.flags),
 }
+
+
+def _asks(op):
+    return lambda self, /, *args, **kwargs: self._wire.ask(op, self, *args, **kwargs)
+
+
+def _found(module, name):
+    return getattr(sys.modules.get(module), name, None)
 
 
 class Remote:
@@ -63,22 +102,12 @@ class Remote:
             raise AttributeError(name)
         return self._wire.ask("get", self, name)
 
-    def __call__(self, /, *args, **kwargs):
-        return self._wire.ask("call", self, *args, **kwargs)
-
-    def __iter__(self):
-        return self._wire.ask("iter", self)
-
     def __next__(self):
         for item in self._wire.ask("next", self):
             return item
         raise StopIteration
 
-    def __len__(self):
-        return self._wire.ask("len", self)
-
-    def __getitem__(self, key):
-        return self._wire.ask("item", self, key)
+    __call__, __iter__, __len__, __getitem__ = map(_asks, ("call", "iter", "len", "item"))
 
 
 # ---- values of libraries: their parts, and what makes them anew from these -----------------------
@@ -92,29 +121,26 @@ def _array_parts(x, numpy):
 
 
 def _array(raw, dtype, shape, scalar):
-    numpy = importlib.import_module("numpy")
+    numpy = import_module("numpy")
     flat = numpy.frombuffer(bytes(raw), dtype) if raw else numpy.empty(0, dtype)
     x = flat.reshape(shape).copy()
     return x[()] if scalar else x
 
 
-def _objects(items, shape):
-    return importlib.import_module("numpy").fromiter(items, object).reshape(shape)
-
-
-def _tensor_parts(x, torch):  # from a copy: `out=` may resize what shares no memory with numpy
-    raw = x.detach().cpu().contiguous().reshape(-1).view(torch.uint8).clone().numpy().tobytes()
+def _tensor_parts(x, torch):
+    raw = x.detach().cpu().contiguous().reshape(-1).view(torch.uint8)
+    raw = raw.clone().numpy().tobytes()  # a copy: `out=` resizes no tensor that numpy has seen
     return "tensor", raw, x.dtype, list(x.shape), x.requires_grad
 
 
 def _tensor(raw, dtype, shape, grad):
-    torch = importlib.import_module("torch")
+    torch = import_module("torch")
     flat = torch.frombuffer(bytearray(raw), dtype=dtype) if raw else torch.empty(0, dtype=dtype)
     return flat.clone().reshape(shape).requires_grad_(grad)
 
 
 def _torch_dtype(name):
-    torch = importlib.import_module("torch")
+    torch = import_module("torch")
     return {str(x): x for x in vars(torch).values() if isinstance(x, torch.dtype)}[name]
 
 
@@ -137,7 +163,7 @@ def _formula_parts(x, sympy):
 
 
 def _formula(name, *args):
-    sympy = importlib.import_module("sympy")
+    sympy = import_module("sympy")
     if name in ATOMS:
         kinds = zip(ATOMS[name], args, strict=True)
         return getattr(sympy, name)(*(kind(x) for kind, x in kinds))
@@ -153,28 +179,19 @@ def _formula(name, *args):
     raise TypeError(f"sympy.{name} may not cross")
 
 
-MAKE = {kind.__name__: kind for kind in (*BUILT, *BUILTIN)} | {
+CLASSES = {kind.__name__: kind for kind in (bool, *BUILTIN, *BUILT)}
+# By name all that is ever built here. `type` is not among it: it would build one equal to all.
+MAKE = CLASSES | {
     "Pattern": re.compile,
+    "class": CLASSES.__getitem__,
     "array": _array,
-    "objects": _objects,
-    "dtype": lambda name: importlib.import_module("numpy").dtype(str(name)),
+    "objects": lambda items, shape: import_module("numpy").fromiter(items, object).reshape(shape),
+    "dtype": lambda name: import_module("numpy").dtype(str(name)),
+    "scalar": lambda name: import_module("numpy").dtype(str(name)).type,
     "tensor": _tensor,
     "torch": _torch_dtype,
     "formula": _formula,
 }
-
-
-def _found(module, name):
-    return getattr(sys.modules.get(module), name, None)
-
-
-def _class_for_judge(module, name):
-    """What BUILTIN has and numpy's scalars. `type` itself could build an object equal to all."""
-    if module == "builtins":
-        return {kind.__name__: kind for kind in (bool, complex, *BUILTIN)}.get(name)
-    numpy = sys.modules.get("numpy")
-    found = getattr(numpy, name, None) if module == "numpy" else None
-    return found if isinstance(found, type) and issubclass(found, numpy.generic) else None
 
 
 # ---- the wire: one side asks, the other serves, and may ask back --------------------------------
@@ -188,15 +205,17 @@ class Wire:
     """The socket between judge and candidate, and the objects that each holds for the other."""
 
     def __init__(self, fd: int, trusting: bool, inout: bool = False):
-        self.link, self.trusting, self.inout = Connection(fd), trusting, inout
+        self.link = socket.socket(fileno=fd)
+        self.trusting, self.inout = trusting, inout
         self.held, self.gone = [], False  # objects the other side has numbers of; has it ended?
         self.blobs, self.got = [], []  # bytes beside the message that goes, that came
         self.make = MAKE | {
             "bytes beside": lambda place: self.got[place],
             "yours": lambda number: self.held[number],
             "mine": lambda *args: Remote(self, *args),
-            "global": self._global,
         }
+        if trusting:  # its functions by name, too
+            self.make["global"] = lambda home, path: getattr(import_module(home), path)
         self.serves = {  # what the other side may ask
             "call": lambda f, /, *args, **kwargs: f(*args, **kwargs),
             "iter": iter,
@@ -204,16 +223,12 @@ class Wire:
         }
 
     def send(self, message: dict) -> None:
-        """Send JSON, then what `pack` has put beside it. OSError where nobody reads any more."""
-        self.link.send_bytes(json.dumps([message, len(self.blobs)]).encode())
-        for blob in self.blobs:
-            self.link.send_bytes(blob)
+        """Send a message, and what `pack` has put beside it."""
+        send(self.link, message, self.blobs)
         self.blobs = []
 
     def receive(self) -> dict:
-        """Receive one message; EOFError at the end, OSError where it is too long."""
-        message, count = json.loads(self.link.recv_bytes(MOST))
-        self.got = [self.link.recv_bytes() for _ in range(count)]
+        message, self.got = receive(self.link)
         return message
 
     def pack(self, x: object) -> object:
@@ -257,21 +272,16 @@ class Wire:
         for base in BUILTIN:
             if isinstance(x, base):
                 return base.__name__, base(x)
-        if isinstance(x, type | types.FunctionType | types.BuiltinFunctionType):
+        if isinstance(x, NAMED) and CLASSES.get(x.__name__) is x:
+            return "class", x.__name__
+        if isinstance(x, NAMED) and not self.trusting and x.__module__ != "program":
             home, path = x.__module__ or "builtins", x.__qualname__
-            known = _class_for_judge(home, path) if self.trusting else _found(home, path)
-            if x is known and home != "program":  # what the test defines is not there
+            if _found(home, path) is x:
                 return "global", home, path
+        if numpy and isinstance(x, type) and issubclass(x, numpy.generic):
+            return "scalar", numpy.dtype(x).str
         self.held.append(x)
         return "mine", len(self.held) - 1, kind.__module__, kind.__qualname__
-
-    def _global(self, module, name):
-        """A class or function by its name, where we trust the other side; else a plain class."""
-        if self.trusting:
-            return getattr(importlib.import_module(module), name)
-        if not (found := _class_for_judge(module, name)):
-            raise TypeError(f"{module}.{name} may not cross")
-        return found
 
     def ask(self, op: str, /, *args, **kwargs) -> object:
         """Have the other side do `op`; returns its value or raises its exception."""

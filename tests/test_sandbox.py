@@ -1,7 +1,6 @@
 """The sandbox against cheats and hostile programs, each first seen to do its harm unprotected."""
 
 import itertools
-import json
 import os
 import re
 import socket
@@ -229,8 +228,8 @@ CHEATS = {
         "            text = open(f'/proc/{pid}/{name}').read()\n        except OSError: continue\n"
         "        for hit in re.findall('TOKEN=in-the-[a-z]+', text): print(hit)\n"
         "        for hit in re.findall('[0-9a-f]{32}', text):\n"
-        "            for fd in range(3, 40):\n                try: os.write(fd, json.dumps(\n"
-        "                    dict(outcome='pass', reason='', secret=hit)).encode())\n"
+        "            for fd in range(3, 40):\n"
+        "                try: os.write(fd, f'pass {hit}\\n'.encode())\n"
         "                except OSError: pass\nos._exit(0)",
         harm=PASSES,
     ),
@@ -395,8 +394,8 @@ FORGED = (
         'w.send({"value": {"formula": ["Add", "os._exit(0)"]}})',
         'w.send({"value": {"yours": [0]}})',
         'w.send({"error": [[["builtins", "SystemExit"]], [0]]})',
-        "os.write(w.link.fileno(), bytes([255] * 8))",
-        "os.write(w.link.fileno(), bytes(4))",
+        "w.link.sendall(bytes([255] * 8))",
+        "w.link.sendall(bytes(8))",
     ],
 )
 def test_a_program_that_speaks_to_the_judge_itself_gets_nothing(trick):
@@ -431,7 +430,7 @@ for pid in filter(str.isdigit, os.listdir("/proc")):
 print(found, flush=True)
 for secret in [*found, ""]:
     for fd in range(3, 40):
-        try: os.write(fd, json.dumps(dict(outcome="pass", reason="", secret=secret)).encode())
+        try: os.write(fd, f"pass {secret}\\n".encode())
         except OSError: pass
 os._exit(0)
 """
@@ -648,11 +647,10 @@ def test_only_what_the_test_itself_lacks_could_not_run():
 
 def test_a_report_without_the_secret_is_no_pass():
     """Whoever finds the descriptor of the report could write `pass` to it."""
-    report = {"outcome": "pass", "reason": "", "secret": "a"}
-    assert sandbox._said(json.dumps(report), "a") == report
-    assert sandbox._said(json.dumps(report), "b") == {}
-    for text in ("", "pass", "{", "[]", '{"outcome": 1}', "[" * 10000):
-        assert sandbox._said(text, "a") == {}
+    assert sandbox._said("pass a\n", "a") == ("pass", "")
+    assert sandbox._said("could-not-run a\nwhy\nnot", "a") == ("could-not-run", "why\nnot")
+    for text in ("", "pass", "pass ", "pass b\n", "pass ab\n", "a\n", "could-not-run\nwhy"):
+        assert sandbox._said(text, "a")[0] == ""
 
 
 def test_choose_says_what_is_not_kept_out(monkeypatch):
