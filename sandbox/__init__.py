@@ -2,15 +2,13 @@
 
     run("def f(x): return x + 1", "assert f(2) == 3", calls=["f"])     -> Verdict("pass")
 
-The program runs in a child that is thrown away, under limits, in an empty folder, without network
-and with nothing of the host in sight but the interpreter and its libraries: with bubblewrap.
-Without it (`plain`) a child of an unprivileged user is all, and `choose` says what is then not kept
-out.
+With bubblewrap the program runs in a child that is thrown away, under limits, in an empty folder,
+without network, with nothing of the host in sight but the interpreter and its libraries. Without it
+(`plain`) it is the child of an unprivileged user, and `choose` says what is then not kept out.
 
-The verdict comes from outside the program's reach. The test runs in a judge, another process, and
-calls the program's functions (`calls`) over a socket; results come as JSON and are compared as
-builtin types. A fresh secret, which the judge alone has read, must come back after the last
-assertion. See `judge.py`.
+The verdict comes from outside the program's reach: the test runs in a judge, another process, and
+calls the program's functions (`calls`) over a socket; results come as JSON. A fresh secret, which
+the judge alone has read, must come back after the last assertion. See `judge.py`.
 
 What is still possible. The program may compute an expected value rather than learn the lesson, and
 may write into arrays and lists that a test passes to it, where `inout` carries those back. Without
@@ -24,9 +22,9 @@ what the kernel then ends is could-not-run.
 import contextlib
 import functools
 import json
+import multiprocessing
 import os
 import secrets
-import select
 import shutil
 import socket
 import subprocess
@@ -49,7 +47,6 @@ for name, text in {SOURCES!r}.items():
     exec(compile(text, name + ".py", "exec"), vars(sys.modules[name]))
 sys.modules["sandbox.judge"].main(json.loads(sys.argv[1]))
 """
-OLDEST = [3, 10]  # what `judge.py` and `wire.py` need
 UIDS = range(61184, 65184)  # Linux distributions leave these to services that come and go
 
 
@@ -94,9 +91,6 @@ class Box:
     imports: tuple[str, ...] = ()  # imported once, before the fork for each test
 
 
-DEFAULT = Box()
-
-
 class Unavailable(Exception):
     """No verdict can be had; the message says why."""
 
@@ -107,7 +101,7 @@ def run(program: str, test: str = "", *, calls=(), setup: str = "", **box) -> Ve
     return verdict
 
 
-def run_all(tasks: Iterable[Task], box: Box = DEFAULT) -> Iterator[Verdict]:
+def run_all(tasks: Iterable[Task], box: Box | None = None) -> Iterator[Verdict]:
     """Verdicts on tests of ONE program, in one sandbox, each in processes of its own.
 
     A task is taken when the verdict on the one before is out, so that a generator may stop early.
@@ -116,7 +110,7 @@ def run_all(tasks: Iterable[Task], box: Box = DEFAULT) -> Iterator[Verdict]:
     try:
         for task in tasks:
             try:
-                sandbox = sandbox or Sandbox(box)
+                sandbox = sandbox or Sandbox(box or Box())
                 verdict = sandbox.verdict(task)
             except Unavailable as error:
                 verdict = Verdict("could-not-run", str(error))
@@ -160,7 +154,7 @@ class Sandbox:
             self.close = stack.pop_all().close
 
     def _start(self, command: list[str], folder: str, stack: contextlib.ExitStack) -> None:
-        self.link, theirs = map(stack.enter_context, socket.socketpair())
+        self.link, theirs = map(stack.enter_context, multiprocessing.Pipe())
         pipes = {"stdin": theirs, "stdout": subprocess.DEVNULL, "stderr": subprocess.PIPE}
         where = {"cwd": folder, "env": _environment(folder), "start_new_session": True}
         try:
@@ -176,9 +170,9 @@ class Sandbox:
 
     def _hear(self, seconds: float) -> dict:
         """What the keeper says next. Raises Unavailable if the machine is at fault."""
-        if not select.select([self.link], [], [], seconds)[0]:
+        if not self.link.poll(seconds):
             raise TimeoutError("it says nothing")
-        said, _ = wire.receive(self.link)
+        said = json.loads(self.link.recv_bytes())
         if said["fault"]:
             raise Unavailable(said["fault"])
         return said
@@ -188,8 +182,8 @@ class Sandbox:
         secret, kills, job = secrets.token_hex(16), _oom_kills(), asdict(task)
         test, self.lost = job.pop("test"), True  # lost, unless a report shows that all is well
         try:
-            wire.send(self.link, job)
-            wire.send(self.link, {"test": test, "secret": secret})
+            self.link.send(job)
+            self.link.send({"test": test, "secret": secret})
             end = self._hear(10 * self.limits.wall + 60)
         except (EOFError, OSError, ValueError):
             end = {"report": "", "why": "it ended its keeper", "output": ""}
@@ -290,16 +284,14 @@ def _environment(home: str) -> dict[str, str]:
 @functools.cache
 def _folders(python: str) -> list[str]:
     """Where `python` and its libraries lie. Raises Unavailable if it does not run."""
-    ask = (
-        "import json, sys\n"
-        "print(json.dumps([list(sys.version_info[:2]), sys.prefix, sys.base_prefix] + sys.path))"
-    )
+    ask = "import json, sys; print(json.dumps([sys.version_info[:2], sys.prefix, sys.base_prefix]"
+    ask += " + sys.path))"
     try:
         done = subprocess.run([python, "-I", "-c", ask], capture_output=True, text=True, timeout=60)
         version, *paths = json.loads(done.stdout)
     except (OSError, ValueError, subprocess.TimeoutExpired):
         raise Unavailable(f"{python} is no Python 3 that runs") from None
-    if version < OLDEST:
+    if version < [3, 10]:
         raise Unavailable(f"{python} is Python {version[0]}.{version[1]}: give one from 3.10 on")
     found = set(map(os.path.normpath, paths))
     kept = sorted(path for path in found - {"/", "/usr", "/usr/local"} if os.path.isdir(path))

@@ -15,6 +15,7 @@ memory and files from the candidate, which is the same user.
 import contextlib
 import ctypes
 import importlib
+import json
 import operator
 import os
 import random
@@ -26,10 +27,13 @@ import socket
 import stat
 import sys
 import tempfile
+import time
+import traceback
 import types
 from collections.abc import Callable, Iterator
+from multiprocessing.connection import Connection
 
-from sandbox.wire import Gone, Wire, receive, send
+from sandbox.wire import Wire
 
 # ---- candidate and judge ------------------------------------------------------------------------
 
@@ -60,8 +64,7 @@ def processes() -> Iterator[dict[str, str]]:
 
 def new_module() -> dict:
     """The namespace of a program: a real module, so that dataclasses and the like work."""
-    module = types.ModuleType("program")
-    sys.modules["program"] = module
+    module = sys.modules["program"] = types.ModuleType("program")
     random.seed(0)
     if "numpy" in sys.modules:
         sys.modules["numpy"].random.seed(0)
@@ -92,9 +95,9 @@ def candidate(fd: int, job: dict) -> None:
         wire.send(reply)
 
 
-def judge(host: socket.socket, fd: int, report: int, job: dict) -> None:
+def judge(host: Connection, fd: int, report: int, job: dict) -> None:
     """Read test and secret, run the test against the candidate, say how it went."""
-    request, _ = receive(host)
+    request = host.recv()
     wire = Wire(fd, trusting=False, inout=job["inout"])
     outcome, reason = "could-not-run", ""
     try:
@@ -107,11 +110,11 @@ def judge(host: socket.socket, fd: int, report: int, job: dict) -> None:
     except BaseException as error:
         if isinstance(error, ImportError) and not hasattr(error, "of_program"):
             outcome = "could-not-run"
-        reason = explain(error, request["test"])
+        reason = "" if wire.gone else explain(error, request["test"])
     say(report, f"{outcome} {request['secret']}", reason)
 
 
-def together(host: socket.socket, report: int, job: dict) -> None:
+def together(host: Connection, report: int, job: dict) -> None:
     """Program and test in one process, for tests whose values cannot cross.
 
     The secret waits in the memory that `list.sort` hides while it calls its key: no frame, global,
@@ -121,9 +124,10 @@ def together(host: socket.socket, report: int, job: dict) -> None:
     space = new_module()
 
     def work(item):  # for the empty string, while the secret behind it waits
-        parts = (job["setup"], "<setup>"), (job["program"], "<program>"), (test, "<test>")
-        for text, name in () if item else parts:
-            run(text, name, space)
+        if not item:
+            run(job["setup"], "<setup>", space)
+            run(job["program"], "<program>", space)
+            run(test, "<test>", space)
 
     try:
         hidden.sort(key=lambda item: work(item) or 0)
@@ -137,7 +141,7 @@ def together(host: socket.socket, report: int, job: dict) -> None:
 
 
 def _take_request(host):
-    request, _ = receive(host)
+    request = host.recv()
     close_stdin()
     return ["", request["secret"]], request["test"]
 
@@ -153,13 +157,10 @@ def close_stdin() -> None:
 
 def explain(error: BaseException, test: str) -> str:
     """`error` in one line, with the line of the test where it came up."""
-    where, trace = "", error.__traceback__
-    while trace:
-        if trace.tb_frame.f_code.co_filename == "<test>":
-            where = "".join(test.splitlines()[trace.tb_lineno - 1 : trace.tb_lineno]).strip()
-        trace = trace.tb_next
-    if isinstance(error, Gone):
-        return str(error)
+    where = ""
+    for frame, number in traceback.walk_tb(error.__traceback__):
+        if frame.f_code.co_filename == "<test>":
+            where = "".join(test.splitlines()[number - 1 : number]).strip()
     text = ": ".join(filter(None, (type(error).__name__, str(error))))
     return text[:300] + (f" at `{where[:200]}`" if where else "")
 
@@ -208,22 +209,20 @@ def _system(name, *args):
         raise OSError(ctypes.get_errno(), f"{name}: {os.strerror(ctypes.get_errno())}")
 
 
-def keep(host: socket.socket, limits: dict, alone: bool) -> None:
-    """Judge one job after the other until the host hangs up."""
+def keep(host: Connection, fault: str, limits: dict, alone: bool) -> None:
+    """Say what is at fault, then judge one job after the other. EOFError when the host hangs up."""
+    end = {"fault": fault}
     while True:
-        try:
-            job, _ = receive(host)
-        except EOFError:
-            return
+        host.send_bytes(json.dumps(end).encode())  # no pickle from where programs run
+        job = host.recv()
         try:
             end = one_job(host, job, limits, alone)
         except OSError as error:  # no process, no memory: the machine's fault
             sweep(alone)
             end = {"fault": f"the machine could not start the test: {error}"}
-        send(host, end)
 
 
-def one_job(host: socket.socket, job: dict, limits: dict, alone: bool) -> dict[str, str]:
+def one_job(host: Connection, job: dict, limits: dict, alone: bool) -> dict[str, str]:
     """Fork a candidate, then a judge, wait for the verdict, end whatever is left of both."""
     ours, theirs = (end.detach() for end in socket.socketpair())
     report, say = os.pipe()
@@ -285,13 +284,10 @@ def watch(first: int, last: int, limits: dict) -> str:
 
 
 def _worked(pid: int) -> float:
-    """Seconds of CPU time that a child has used so far."""
-    try:
-        with open(f"/proc/{pid}/stat") as file:
-            user, system = file.read().rpartition(")")[2].split()[11:13]
-    except OSError:
-        return 0.0
-    return (int(user) + int(system)) / os.sysconf("SC_CLK_TCK")
+    """Seconds of CPU time that a child has used so far; 0 if it has ended."""
+    with contextlib.suppress(OSError):
+        return time.clock_gettime(~pid << 3 | 2)  # see `man clock_getcpuclockid`
+    return 0.0
 
 
 def _cause(pids: set[int], limits: dict) -> str:
@@ -345,11 +341,11 @@ def main(options: dict) -> None:
     LIBC.prctl(PR_SET_CHILD_SUBREAPER, 1)
     LIBC.prctl(PR_SET_PDEATHSIG, signal.SIGKILL)
     sys.path[:] = filter(None, sys.path)
-    host, fault = socket.socket(fileno=0), ""
+    host, fault = Connection(0), ""
     try:
         for name in options["imports"]:
             importlib.import_module(name)
     except Exception as error:
         fault = f"{sys.executable} cannot import {name} ({type(error).__name__}: {error})"
-    send(host, {"fault": fault})
-    keep(host, options["limits"], options["alone"])
+    with contextlib.suppress(EOFError):
+        keep(host, fault, options["limits"], options["alone"])

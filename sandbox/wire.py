@@ -11,44 +11,13 @@ import datetime
 import itertools
 import json
 import re
-import socket
-import struct
 import sys
 import types
 from collections import Counter, deque
-from collections.abc import Sequence
 from decimal import Decimal
 from fractions import Fraction
 from importlib import import_module
-
-# ---- messages: JSON and bytes beside it, each part behind its length -----------------------------
-
-
-def send(link: socket.socket, message: object, beside: Sequence[bytes] = ()) -> None:
-    """Send one message. Raises OSError where nobody reads any more."""
-    for part in (json.dumps([message, len(beside)]).encode(), *beside):
-        link.sendall(struct.pack(">Q", len(part)))
-        link.sendall(part)
-
-
-def receive(link: socket.socket) -> tuple[object, list[bytes]]:
-    """Receive one message and not a byte more. Raises EOFError at the end."""
-    message, count = json.loads(_part(link))
-    return message, [_part(link) for _ in range(count)]
-
-
-def _part(link):
-    return _exactly(link, *struct.unpack(">Q", _exactly(link, 8)))
-
-
-def _exactly(link, size):
-    data = link.recv(size, socket.MSG_WAITALL)
-    if len(data) < size:
-        raise EOFError
-    return data
-
-
-# ---- values: what may cross, and as what it arrives ---------------------------------------------
+from multiprocessing.connection import Connection
 
 PLAIN = frozenset({type(None), bool, int, float, str})
 NAMED = type | types.FunctionType | types.BuiltinFunctionType
@@ -205,8 +174,7 @@ class Wire:
     """The socket between judge and candidate, and the objects that each holds for the other."""
 
     def __init__(self, fd: int, trusting: bool, inout: bool = False):
-        self.link = socket.socket(fileno=fd)
-        self.trusting, self.inout = trusting, inout
+        self.link, self.trusting, self.inout = Connection(fd), trusting, inout
         self.held, self.gone = [], False  # objects the other side has numbers of; has it ended?
         self.blobs, self.got = [], []  # bytes beside the message that goes, that came
         self.make = MAKE | {
@@ -223,12 +191,16 @@ class Wire:
         }
 
     def send(self, message: dict) -> None:
-        """Send a message, and what `pack` has put beside it."""
-        send(self.link, message, self.blobs)
+        """Send JSON, then what `pack` has put beside it. OSError where nobody reads any more."""
+        self.link.send_bytes(json.dumps([message, len(self.blobs)]).encode())
+        for blob in self.blobs:
+            self.link.send_bytes(blob)
         self.blobs = []
 
     def receive(self) -> dict:
-        message, self.got = receive(self.link)
+        """Receive a message and what comes beside it. EOFError or OSError at the end."""
+        message, count = json.loads(self.link.recv_bytes())
+        self.got = [self.link.recv_bytes() for _ in range(count)]
         return message
 
     def pack(self, x: object) -> object:
@@ -292,7 +264,7 @@ class Wire:
                 self.send(self.serve(reply))
         except (EOFError, OSError):
             self.gone = True
-            raise Gone("the program ended before the test did") from None
+            raise Gone from None
         try:
             for place, new in reply["changed"] if self.inout else ():
                 _refill([*args, *kwargs.values()][place], self.unpack(new))
