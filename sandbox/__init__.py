@@ -2,15 +2,13 @@
 
     run("def f(x): return x + 1", "assert f(2) == 3", calls=["f"])     -> Verdict("pass")
 
-The program runs in a child that is thrown away, under limits, in an empty folder, without network
-and with nothing of the host in sight but the interpreter and its libraries: with bubblewrap.
-Without it (`plain`) a child of an unprivileged user is all, and `choose` says what is then not kept
-out.
+With bubblewrap the program runs in a child that is thrown away, under limits, in an empty folder,
+without network, with nothing of the host in sight but the interpreter and its libraries. Without it
+(`plain`) it is the child of an unprivileged user, and `choose` says what is then not kept out.
 
-The verdict comes from outside the program's reach. The test runs in a judge, another process, and
-calls the program's functions (`calls`) over a socket; results come as JSON and are compared as
-builtin types. A fresh secret, which the judge alone has read, must come back after the last
-assertion. See `judge.py`.
+The verdict comes from outside the program's reach: the test runs in a judge, another process, and
+calls the program's functions (`calls`) over a socket; results come as JSON. A fresh secret, which
+the judge alone has read, must come back after the last assertion. See `judge.py`.
 
 What is still possible. The program may compute an expected value rather than learn the lesson, and
 may write into arrays and lists that a test passes to it, where `inout` carries those back. Without
@@ -21,8 +19,10 @@ Limits hold for each process: thirty of them at their limit can fill a small mac
 what the kernel then ends is could-not-run.
 """
 
+import contextlib
 import functools
 import json
+import multiprocessing
 import os
 import secrets
 import shutil
@@ -47,7 +47,6 @@ for name, text in {SOURCES!r}.items():
     exec(compile(text, name + ".py", "exec"), vars(sys.modules[name]))
 sys.modules["sandbox.judge"].main(json.loads(sys.argv[1]))
 """
-OLDEST = [3, 10]  # what `judge.py` and `wire.py` need
 UIDS = range(61184, 65184)  # Linux distributions leave these to services that come and go
 
 
@@ -92,9 +91,6 @@ class Box:
     imports: tuple[str, ...] = ()  # imported once, before the fork for each test
 
 
-DEFAULT = Box()
-
-
 class Unavailable(Exception):
     """No verdict can be had; the message says why."""
 
@@ -105,7 +101,7 @@ def run(program: str, test: str = "", *, calls=(), setup: str = "", **box) -> Ve
     return verdict
 
 
-def run_all(tasks: Iterable[Task], box: Box = DEFAULT) -> Iterator[Verdict]:
+def run_all(tasks: Iterable[Task], box: Box | None = None) -> Iterator[Verdict]:
     """Verdicts on tests of ONE program, in one sandbox, each in processes of its own.
 
     A task is taken when the verdict on the one before is out, so that a generator may stop early.
@@ -114,7 +110,7 @@ def run_all(tasks: Iterable[Task], box: Box = DEFAULT) -> Iterator[Verdict]:
     try:
         for task in tasks:
             try:
-                sandbox = sandbox or Sandbox(box)
+                sandbox = sandbox or Sandbox(box or Box())
                 verdict = sandbox.verdict(task)
             except Unavailable as error:
                 verdict = Verdict("could-not-run", str(error))
@@ -144,80 +140,66 @@ class Sandbox:
     Raises Unavailable if it cannot be had.
     """
 
-    def __init__(self, box: Box = DEFAULT):
-        self.box, self.kind = box, box.kind or choose()[0]
-        self.lost, self.process = False, None
-        self.uid, self.claim = _claim_user() if os.getuid() == 0 else (0, None)
-        self.folder = tempfile.mkdtemp(prefix="sandbox-")
-        if self.uid:
-            os.chown(self.folder, self.uid, self.uid)
-        elif self.kind == "plain":  # the program will be the same user as we are: hide from it
-            judge.LIBC.prctl(judge.PR_SET_DUMPABLE, 0)
-        try:
-            self._start(_command(self.box, self.kind, self.uid))
-        except BaseException:
-            self.close()
-            raise
+    def __init__(self, box: Box):
+        self.limits, self.lost = box.limits, False
+        kind = box.kind or choose()[0]
+        with contextlib.ExitStack() as stack:
+            folder = tempfile.mkdtemp(prefix="sandbox-")
+            stack.callback(shutil.rmtree, folder, ignore_errors=True)
+            if uid := stack.enter_context(_user()):
+                os.chown(folder, uid, uid)
+            elif kind == "plain":  # the program will be the same user as we are: hide from it
+                judge.LIBC.prctl(judge.PR_SET_DUMPABLE, 0)
+            self._start(_command(box, kind, uid), folder, stack)
+            self.close = stack.pop_all().close
 
-    def _start(self, command: list[str]) -> None:
-        pipes = dict.fromkeys(("stdin", "stdout", "stderr"), subprocess.PIPE)
-        env = _environment(self.folder)
+    def _start(self, command: list[str], folder: str, stack: contextlib.ExitStack) -> None:
+        self.link, theirs = map(stack.enter_context, multiprocessing.Pipe())
+        pipes = {"stdin": theirs, "stdout": subprocess.DEVNULL, "stderr": subprocess.PIPE}
+        where = {"cwd": folder, "env": _environment(folder), "start_new_session": True}
         try:
-            self.process = subprocess.Popen(
-                command, **pipes, cwd=self.folder, env=env, start_new_session=True
-            )
-            missing = wire.receive(self.process.stdout.fileno(), 120)[0]["missing"]
+            process = stack.enter_context(subprocess.Popen(command, **pipes, **where))
+            stack.callback(process.kill)
+            theirs.close()
+            self._hear(120)
         except EOFError:
-            words = self.process.stderr.read(4000).decode(errors="replace").strip().splitlines()
+            words = process.stderr.read(4000).decode(errors="replace").strip().splitlines()
             raise Unavailable(f"the sandbox did not start: {(words or ['no word'])[-1]}") from None
         except OSError as error:
             raise Unavailable(f"{command[0]} does not start: {error}") from None
-        for name, why in missing.items():
-            raise Unavailable(f"{self.box.python} cannot import {name} ({why})")
 
-    def close(self) -> None:
-        """End all processes of the sandbox and remove its folder."""
-        if self.process:
-            self.process.kill()
-            self.process.wait()
-            for pipe in (self.process.stdin, self.process.stdout, self.process.stderr):
-                pipe.close()
-        if self.kind == "plain" and self.uid:
-            _sweep_user(self.uid)
-        if self.claim:
-            self.claim.close()
-        shutil.rmtree(self.folder, ignore_errors=True)
+    def _hear(self, seconds: float) -> dict:
+        """What the keeper says next. Raises Unavailable if the machine is at fault."""
+        if not self.link.poll(seconds):
+            raise TimeoutError("it says nothing")
+        said = json.loads(self.link.recv_bytes())
+        if said["fault"]:
+            raise Unavailable(said["fault"])
+        return said
 
     def verdict(self, task: Task) -> Verdict:
         """Send the program, then test and secret, which the judge alone reads; hear the verdict."""
-        secret, kills = secrets.token_hex(16), _oom_kills()
-        job = {key: value for key, value in asdict(task).items() if key != "test"}
+        secret, kills, job = secrets.token_hex(16), _oom_kills(), asdict(task)
+        test, self.lost = job.pop("test"), True  # lost, unless a report shows that all is well
         try:
-            wire.send(self.process.stdin.fileno(), job)
-            wire.send(self.process.stdin.fileno(), {"test": task.test, "secret": secret})
-            end, _ = wire.receive(self.process.stdout.fileno(), 10 * self.box.limits.wall + 60)
-        except (EOFError, OSError, TimeoutError, ValueError):
-            end, self.lost = {"report": "", "why": "it ended its keeper", "output": ""}, True
-        if "broken" in end:
-            raise Unavailable(f"the machine could not start the test: {end['broken']}")
-        said = _said(end["report"], secret)
-        self.lost = self.lost or bool(task.calls) and not said
-        outcome = said.get("outcome", "fail")
-        reason = end["why"] or said.get("reason") or "the program ended before the test did"
+            self.link.send(job)
+            self.link.send({"test": test, "secret": secret})
+            end = self._hear(10 * self.limits.wall + 60)
+        except (EOFError, OSError, ValueError):
+            end = {"report": "", "why": "it ended its keeper", "output": ""}
+        outcome, reason = _said(end["report"], secret)
+        self.lost = not outcome
+        reason = end["why"] or reason or "the program ended before the test did"
         if outcome != "pass" and _oom_kills() != kills:
             outcome, reason = "could-not-run", "the machine ran out of memory"
-        return Verdict(outcome, "" if outcome == "pass" else reason, end["output"])
+        return Verdict(outcome or "fail", "" if outcome == "pass" else reason, end["output"])
 
 
-def _said(report: str, secret: str) -> dict:
-    """What judge or program reported: worth a pass or could-not-run only with the secret."""
-    try:
-        said = json.loads(report)
-        known = said["outcome"] in OUTCOMES and isinstance(said["reason"], str)
-        trusted = said.get("secret") == secret or said["outcome"] == "fail"
-    except (ValueError, TypeError, KeyError, AttributeError, RecursionError):
-        return {}
-    return said if known and trusted else {}
+def _said(report: str, secret: str) -> tuple[str, str]:
+    """Outcome and reason: without the secret, no judge has said it, unless it is a fail."""
+    outcome, _, reason = report.partition("\n")
+    known = {f"{x} {secret}": x for x in OUTCOMES} | {"fail": "fail"}
+    return known.get(outcome, ""), reason
 
 
 # ---- how a keeper is started --------------------------------------------------------------------
@@ -302,16 +284,14 @@ def _environment(home: str) -> dict[str, str]:
 @functools.cache
 def _folders(python: str) -> list[str]:
     """Where `python` and its libraries lie. Raises Unavailable if it does not run."""
-    ask = (
-        "import json, sys\n"
-        "print(json.dumps([list(sys.version_info[:2]), sys.prefix, sys.base_prefix] + sys.path))"
-    )
+    ask = "import json, sys; print(json.dumps([sys.version_info[:2], sys.prefix, sys.base_prefix]"
+    ask += " + sys.path))"
     try:
         done = subprocess.run([python, "-I", "-c", ask], capture_output=True, text=True, timeout=60)
         version, *paths = json.loads(done.stdout)
     except (OSError, ValueError, subprocess.TimeoutExpired):
         raise Unavailable(f"{python} is no Python 3 that runs") from None
-    if version < OLDEST:
+    if version < [3, 10]:
         raise Unavailable(f"{python} is Python {version[0]}.{version[1]}: give one from 3.10 on")
     found = set(map(os.path.normpath, paths))
     kept = sorted(path for path in found - {"/", "/usr", "/usr/local"} if os.path.isdir(path))
@@ -328,43 +308,35 @@ def _links(python: str) -> list[str]:
     return [path for path in chain if not any(path.startswith(f"{x}/") for x in folders)]
 
 
-def _claim_user() -> tuple[int, socket.socket]:
-    """A user id that no other sandbox of this machine has, until the socket with it is closed.
+@contextlib.contextmanager
+def _user() -> Iterator[int]:
+    """A user id that no other sandbox of this machine has; all its processes are ended at last.
 
-    All processes of that user are ended with the sandbox, so that two may not share it.
+    0 where we are not root, who alone can become another.
     """
-    start = secrets.randbelow(len(UIDS))
-    for uid in [*UIDS[start:], *UIDS[:start]]:
-        claim = socket.socket(socket.AF_UNIX)
+    if os.getuid():
+        yield 0
+        return
+    with socket.socket(socket.AF_UNIX) as claim:
+        for uid in secrets.SystemRandom().sample(UIDS, len(UIDS)):
+            with contextlib.suppress(OSError):
+                claim.bind(f"\0sandbox-user-{uid}")  # a name without a file: the kernel frees it
+                break
+        else:
+            raise Unavailable("every user id for sandboxes is taken")
         try:
-            claim.bind(f"\0sandbox-user-{uid}")  # a name without a file: the kernel frees it
-            return uid, claim
-        except OSError:
-            claim.close()
-    raise Unavailable("every user id for sandboxes is taken")
+            yield uid
+        finally:  # a program that ended its keeper has nobody else to end it
+            for _ in range(100):
+                mine = (x for x in judge.processes() if int(x["Uid:"]) == uid)
+                alive = [int(x["Pid:"]) for x in mine if x["State:"] != "Z"]
+                if not alive:
+                    break
+                for pid in alive:
+                    judge.kill(pid)
 
 
 def _oom_kills() -> int:
     """How often the kernel has ended a process for want of memory, since it started."""
     with open("/proc/vmstat") as file:
         return next((int(line.split()[1]) for line in file if line.startswith("oom_kill ")), 0)
-
-
-def _sweep_user(uid: int) -> None:
-    """End every process of `uid`: a program that ended its keeper has nobody else to end it."""
-    for _ in range(100):
-        alive = [pid for pid in filter(str.isdigit, os.listdir("/proc")) if _owner(pid) == uid]
-        if not alive:
-            return
-        for pid in alive:
-            judge.kill(int(pid))
-
-
-def _owner(pid: str) -> int:
-    """The user that process `pid` runs as; -1 if it is a zombie or has ended."""
-    try:
-        with open(f"/proc/{pid}/status") as file:
-            status = dict(line.split(":", 1) for line in file if ":" in line)
-    except OSError:
-        return -1
-    return -1 if "Z" in status["State"] else int(status["Uid"].split()[0])

@@ -5,18 +5,15 @@
 
 The rule, for an answer that runs and prints what the true code prints:
 
-1. It hides nothing: no `try` beyond those of the old or the true code, and none of the names by
-   which errors and warnings are silenced.
-2. It leaves nothing out: no fewer calls, operators and subscripts than the old code or the true
-   one, whichever has fewer.
+1. It hides nothing: no more `try` than the old or the true code, and no name that silences
+   errors or warnings.
+2. It leaves nothing out: no fewer calls, operators and subscripts than either of them.
 3. It computes what it prints: where a number or a text of the program is changed in both, and the
-   true code now prints something else, the answer prints that, too.
+   true code now prints something else, the answer prints that, too. What never shows in a
+   program's output, (3) does not see.
 
 So a constant in the place of a result, an `except` around the old call and a call that is simply
-gone are wrong, while another spelling, an alias or a default that is left out stay right. Changed
-are those literals of (3) that stand in the old code as often as in the true one, and as often in
-the answer, or never; not those that it may leave out since they are the values of keywords.
-What never shows in a program's output, (3) does not see.
+gone are wrong, while another spelling, an alias or a default that is left out stay right.
 """
 
 import ast
@@ -28,6 +25,7 @@ from collections.abc import Iterable, Iterator
 
 SILENCERS = {"suppress", "catch_warnings", "filterwarnings", "simplefilter", "resetwarnings"}
 SILENCERS |= {"showwarning", "captureWarnings", "_deprecations"}
+TRY = tuple(getattr(ast, name) for name in ("Try", "TryStar") if hasattr(ast, name))
 WORK = ast.Call, ast.BinOp, ast.BoolOp, ast.Compare, ast.Subscript, ast.AugAssign
 TRIES = 12  # variations of a program, at most: some break it, some change nothing that it prints
 
@@ -38,17 +36,17 @@ def shirks(old: str, new: str, code: str) -> str:
     SyntaxError where this Python cannot read it.
     """
     *known, answer = (list(ast.walk(ast.parse(text))) for text in (old, new, code))
-    if len(tries(answer)) > max(len(tries(nodes)) for nodes in known):
+    if count(answer, TRY) > max(count(nodes, TRY) for nodes in known):
         return "it hides errors: try"
     if more := names(answer) & SILENCERS - names(known[0] + known[1]):
         return f"it hides errors: {min(more)}"
-    if work(answer) < min(map(work, known)):
+    if count(answer, WORK) < min(count(nodes, WORK) for nodes in known):
         return "it leaves work out: it has fewer calls and operators than the old and the true code"
     return ""
 
 
-def tries(nodes: list[ast.AST]) -> list[ast.AST]:
-    return [node for node in nodes if type(node).__name__ in ("Try", "TryStar")]
+def count(nodes: list[ast.AST], kinds: tuple[type, ...]) -> int:
+    return sum(isinstance(node, kinds) for node in nodes)
 
 
 def names(nodes: list[ast.AST]) -> set[str]:
@@ -57,21 +55,17 @@ def names(nodes: list[ast.AST]) -> set[str]:
     return {str(name).rpartition(".")[2] for name in found}
 
 
-def work(nodes: list[ast.AST]) -> int:
-    return sum(isinstance(node, WORK) for node in nodes)
-
-
 def variations(old: str, new: str, code: str) -> Iterator[tuple[str, str]]:
-    """The true code and the answer, each time with another one of their literals changed."""
+    """The true code and the answer, each time with another one of their literals changed.
+
+    One that stands in the old code as often as in the true one, and as often in the answer, or
+    never, unless that may leave it out as the value of a keyword.
+    """
     in_old, in_new, in_code = (literals(ast.walk(ast.parse(text))) for text in (old, new, code))
     keywords = [node.value for node in ast.walk(ast.parse(new)) if isinstance(node, ast.keyword)]
     free = literals(keywords)  # to leave out: a default need not be written
-    allowed = (
-        literal
-        for literal, number in in_new.items()
-        if in_old[literal] == number
-        and in_code[literal] in (number, 0 if literal not in free else number)
-    )
+    same = (x for x, number in in_new.items() if in_old[x] == number)
+    allowed = (x for x in same if in_code[x] == in_new[x] or x not in in_code and x not in free)
     for literal in itertools.islice(allowed, TRIES):
         other = changed(literal[1])
         with contextlib.suppress(ValueError):  # of ast.unparse, for some f-strings
@@ -98,9 +92,8 @@ def changed(value):
         return value * 1.5
     if re.search(r"\d", value):  # a date, a table: its last digit
         return re.sub(r"\d(?=\D*$)", lambda digit: str((int(digit[0]) + 1) % 10), value)
-    return re.sub(
-        r"([^\W\d_])(?=[\W_]*$)", r"\1x", value
-    )  # a name, or "name[other]": its last letter
+    # A name, or "name[other]": its last letter.
+    return re.sub(r"([^\W\d_])(?=[\W_]*$)", r"\1x", value)
 
 
 def swapped(code: str, literal: Literal, other) -> str:

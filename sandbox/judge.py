@@ -12,6 +12,7 @@ the secret after the last assertion. Keeper and judge are not dumpable: the kern
 memory and files from the candidate, which is the same user.
 """
 
+import contextlib
 import ctypes
 import importlib
 import json
@@ -26,21 +27,26 @@ import socket
 import stat
 import sys
 import tempfile
+import time
+import traceback
 import types
 from collections.abc import Callable, Iterator
+from multiprocessing.connection import Connection
 
-from sandbox.wire import Gone, Wire, receive, send
+from sandbox.wire import Wire
 
 # ---- candidate and judge ------------------------------------------------------------------------
 
 
 def limit(limits: dict) -> None:
     """Limits of this process and of all that it starts; they can only be lowered from here on."""
+    # The kernel counts threads by user; in a sandbox of its own there are but ours.
+    threads = sum(int(x["Threads:"]) for x in processes() if int(x["Uid:"]) == os.getuid())
     hard = {
         resource.RLIMIT_AS: limits["memory"],
         resource.RLIMIT_FSIZE: limits["file"],
         resource.RLIMIT_NOFILE: limits["files"],
-        resource.RLIMIT_NPROC: _threads_of_user() + limits["processes"],
+        resource.RLIMIT_NPROC: threads + limits["processes"],
         resource.RLIMIT_CORE: 0,
     }
     for what, most in hard.items():
@@ -48,23 +54,17 @@ def limit(limits: dict) -> None:
     resource.setrlimit(resource.RLIMIT_CPU, (limits["cpu"], limits["cpu"] + 1))  # SIGXCPU, SIGKILL
 
 
-def _threads_of_user() -> int:
-    """The kernel counts threads by user; in a sandbox of its own there are but ours."""
-    count, me = 0, str(os.getuid())
+def processes() -> Iterator[dict[str, str]]:
+    """/proc/PID/status of every process in sight: names, and the first word after each."""
     for pid in filter(str.isdigit, os.listdir("/proc")):
-        try:
+        with contextlib.suppress(OSError):  # it has ended
             with open(f"/proc/{pid}/status") as file:
-                status = dict(line.split(":", 1) for line in file if ":" in line)
-        except OSError:  # it has ended
-            continue
-        count += int(status["Threads"]) if status["Uid"].split()[0] == me else 0
-    return count
+                yield dict(words[:2] for words in map(str.split, file) if len(words) > 1)
 
 
 def new_module() -> dict:
     """The namespace of a program: a real module, so that dataclasses and the like work."""
-    module = types.ModuleType("program")
-    sys.modules["program"] = module
+    module = sys.modules["program"] = types.ModuleType("program")
     random.seed(0)
     if "numpy" in sys.modules:
         sys.modules["numpy"].random.seed(0)
@@ -83,95 +83,85 @@ def candidate(fd: int, job: dict) -> None:
     def load():
         run(job["setup"], "<setup>", space)
         run(job["program"], "<program>", space)
-
-    def find(name):
-        if name not in space:
+        for name in set(job["calls"]) - set(space):
             raise NameError(f"the program defines no {name}")
-        return space[name]
+        return [space[name] for name in job["calls"]]
 
     wire = Wire(fd, trusting=True, inout=job["inout"])
-    wire.serves |= {"load": load, "find": find}
-    wire.serves |= {"get": getattr, "len": len, "item": operator.getitem}
+    wire.serves |= {"load": load, "get": getattr, "len": len, "item": operator.getitem}
     while True:
-        message, wire.got = receive(fd)
-        reply = wire.serve(message)
+        reply = wire.serve(wire.receive())
         sys.stdout.flush()
-        send(fd, reply, wire.blobs)
+        wire.send(reply)
 
 
-def judge(fd: int, report: int, job: dict) -> None:
+def judge(host: Connection, fd: int, report: int, job: dict) -> None:
     """Read test and secret, run the test against the candidate, say how it went."""
-    request, _ = receive(0)
+    request = host.recv()
     wire = Wire(fd, trusting=False, inout=job["inout"])
-    say = {"secret": request["secret"]}
-    stage = "setup"
+    outcome, reason = "could-not-run", ""
     try:
         space = new_module()
         run(job["setup"], "<setup>", space)
-        stage = "load"
-        wire.ask("load")
-        space.update((name, wire.ask("find", name)) for name in job["calls"])
-        stage = "test"
+        outcome = "fail"
+        space.update(zip(job["calls"], wire.ask("load"), strict=True))
         run(request["test"], "<test>", space)
-        say |= {"outcome": "fail" if wire.gone else "pass", "reason": ""}
+        outcome = "fail" if wire.gone else "pass"
     except BaseException as error:
-        own = all(error is not other for other in wire.relayed)  # no error of the program
-        broken = stage == "setup" or isinstance(error, ImportError) and own
-        say |= {"outcome": "could-not-run" if broken else "fail", "reason": explain(error, request)}
-    os.write(report, json.dumps(say).encode())
+        if isinstance(error, ImportError) and not hasattr(error, "of_program"):
+            outcome = "could-not-run"
+        reason = "" if wire.gone else explain(error, request["test"])
+    say(report, f"{outcome} {request['secret']}", reason)
 
 
-def together(report: int, job: dict) -> None:
+def together(host: Connection, report: int, job: dict) -> None:
     """Program and test in one process, for tests whose values cannot cross.
 
     The secret waits in the memory that `list.sort` hides while it calls its key: no frame, global,
     file or object that the garbage collector knows leads there.
     """
-    hidden, test = _take_request()
+    hidden, test = _take_request(host)
     space = new_module()
 
     def work(item):  # for the empty string, while the secret behind it waits
-        for text, name in () if item else _parts(job, test):
-            run(text, name, space)
+        if not item:
+            run(job["setup"], "<setup>", space)
+            run(job["program"], "<program>", space)
+            run(test, "<test>", space)
 
     try:
         hidden.sort(key=lambda item: work(item) or 0)
-        say = {"outcome": "pass", "reason": "", "secret": hidden[1]}
+        end = f"pass {hidden[1]}", ""
     except BaseException as error:
-        say = {"outcome": "fail", "reason": explain(error, {"test": test})}
+        end = "fail", explain(error, test)
     try:
         sys.stdout.flush()
     finally:
-        os.write(report, json.dumps(say).encode())
+        say(report, *end)
 
 
-def _take_request():
-    request, _ = receive(0)
+def _take_request(host):
+    request = host.recv()
     close_stdin()
     return ["", request["secret"]], request["test"]
 
 
+def say(report: int, outcome: str, reason: str) -> None:
+    os.write(report, f"{outcome}\n{reason}".encode(errors="replace"))
+
+
 def close_stdin() -> None:
-    null = os.open(os.devnull, os.O_RDONLY)
-    os.dup2(null, 0)
-    os.close(null)
+    with open(os.devnull) as null:
+        os.dup2(null.fileno(), 0)
 
 
-def _parts(job, test):
-    return (job["setup"], "<setup>"), (job["program"], "<program>"), (test, "<test>")
-
-
-def explain(error: BaseException, request: dict) -> str:
+def explain(error: BaseException, test: str) -> str:
     """`error` in one line, with the line of the test where it came up."""
-    where, trace = "", error.__traceback__
-    while trace:
-        if trace.tb_frame.f_code.co_filename == "<test>":
-            lines = request["test"].splitlines()
-            where = lines[trace.tb_lineno - 1].strip() if trace.tb_lineno <= len(lines) else ""
-        trace = trace.tb_next
-    if isinstance(error, Gone):
-        return str(error)
-    text = f"{type(error).__name__}: {error}" if str(error) else type(error).__name__
+    where = ""
+    for frame, number in traceback.walk_tb(error.__traceback__):
+        if frame.f_code.co_filename == "<test>":
+            where = "".join(test.splitlines()[number - 1 : number]).strip()
+    text = ": ".join(filter(None, (type(error).__name__, str(error))))
     return text[:300] + (f" at `{where[:200]}`" if where else "")
 
 
@@ -190,12 +180,12 @@ def step_down(uid: int, folders: list[str]) -> None:
     """
     covers = {}
     for folder in folders:
-        for parent in _parents(folder):
-            if not os.stat(parent).st_mode & stat.S_IXOTH:
-                covers.setdefault(parent, []).append(folder)
-                break
+        places = [i for i, letter in enumerate(folder) if letter == "/" and i]  # ends of parents
+        private = [i for i in places if not os.stat(folder[:i]).st_mode & stat.S_IXOTH]
+        if private:  # the uppermost is the first
+            covers.setdefault(folder[: private[0]], []).append(folder)
     if covers:
-        _check(LIBC.unshare(CLONE_NEWNS), "unshare")
+        _system("unshare", CLONE_NEWNS)
         _mount(None, "/", None, MS_REC | MS_PRIVATE)
     for cover, inside in covers.items():
         places = [(os.open(folder, os.O_PATH), folder) for folder in inside]
@@ -209,90 +199,74 @@ def step_down(uid: int, folders: list[str]) -> None:
     os.setuid(uid)
 
 
-def _parents(folder: str) -> list[str]:
-    """Every folder above, the uppermost first."""
-    parts = folder.strip("/").split("/")
-    return ["/" + "/".join(parts[:i]) for i in range(1, len(parts))]
-
-
 def _mount(source, target, kind, flags, data=None):
     names = (x and x.encode() for x in (source, target, kind))
-    _check(LIBC.mount(*names, ctypes.c_ulong(flags), data), f"mount on {target}")
+    _system("mount", *names, ctypes.c_ulong(flags), data)
 
 
-def _check(result: int, what: str) -> None:
-    if result:
-        raise OSError(ctypes.get_errno(), f"{what}: {os.strerror(ctypes.get_errno())}")
+def _system(name, *args):
+    if getattr(LIBC, name)(*args):
+        raise OSError(ctypes.get_errno(), f"{name}: {os.strerror(ctypes.get_errno())}")
 
 
-def keep(limits: dict, alone: bool) -> None:
-    """Judge one job after the other until the host hangs up."""
+def keep(host: Connection, fault: str, limits: dict, alone: bool) -> None:
+    """Say what is at fault, then judge one job after the other. EOFError when the host hangs up."""
+    end = {"fault": fault}
     while True:
+        host.send_bytes(json.dumps(end).encode())  # no pickle from where programs run
+        job = host.recv()
         try:
-            job, _ = receive(0)
-        except EOFError:
-            return
-        try:
-            send(1, one_job(job, limits, alone))
+            end = one_job(host, job, limits, alone)
         except OSError as error:  # no process, no memory: the machine's fault
             sweep(alone)
-            send(1, {"broken": str(error)})
+            end = {"fault": f"the machine could not start the test: {error}"}
 
 
-def one_job(job: dict, limits: dict, alone: bool) -> dict:
+def one_job(host: Connection, job: dict, limits: dict, alone: bool) -> dict[str, str]:
     """Fork a candidate, then a judge, wait for the verdict, end whatever is left of both."""
     ours, theirs = (end.detach() for end in socket.socketpair())
     report, say = os.pipe()
     output, null = os.memfd_create("output"), os.open(os.devnull, os.O_RDWR)
     folder = tempfile.mkdtemp()
     if job["calls"]:
-        first = fork(lambda: candidate(theirs, job), [theirs], output, folder, limits)
-        last = fork(lambda: judge(ours, say, job), [ours, say], null, folder, limits)
+        first = fork(lambda fd: candidate(fd, job), [theirs], output, folder, limits)
+        last = fork(lambda *fds: judge(host, *fds, job), [ours, say], null, folder, limits)
     else:
-        first = last = fork(lambda: together(say, job), [say], output, folder, limits)
+        first = last = fork(lambda fd: together(host, fd, job), [say], output, folder, limits)
     for fd in (ours, theirs, say, null):
         os.close(fd)
-    why = watch(first, last, limits)
+    end = {"fault": "", "why": watch(first, last, limits)}
     sweep(alone)
-    os.lseek(output, 0, os.SEEK_SET)
-    text, said = _take(report, 1 << 16), _take(output, limits["output"])
     shutil.rmtree(folder, ignore_errors=True)
-    return {"report": text, "why": why, "output": said}
-
-
-def _take(fd: int, most: int) -> str:
-    text = os.read(fd, most).decode(errors="replace")
-    os.close(fd)
-    return text
+    os.lseek(output, 0, os.SEEK_SET)
+    for name, fd, most in (("report", report, 1 << 16), ("output", output, limits["output"])):
+        end[name] = os.read(fd, most).decode(errors="replace")
+        os.close(fd)
+    return end
 
 
 def fork(work: Callable, fds: list[int], output: int, folder: str, limits: dict) -> int:
-    """Run `work` in a child that has `fds` and stdin, prints into `output`, and is limited."""
+    """Run `work` in a child that has `fds` and stdin, prints into `output`, and is limited.
+
+    `fds`, in ascending order, become 3, 4 and so on, and are handed to `work`.
+    """
     pid = os.fork()
     if pid:
         return pid
     try:
         LIBC.prctl(PR_SET_PDEATHSIG, signal.SIGKILL)
         os.setsid()
-        for fd in (1, 2):
-            os.dup2(output, fd)
-        for fd in set(range(3, 256)) - set(fds):
-            _close(fd)
+        for place, fd in enumerate((output, output, *fds), 1):
+            os.dup2(fd, place)
+        os.closerange(3 + len(fds), 256)
         os.chdir(folder)
         os.environ["HOME"] = os.environ["TMPDIR"] = tempfile.tempdir = folder
         os.environ.pop("PWD", None)  # bubblewrap sets it
         sys.argv = ["program"]
         limit(limits)
-        work()
+        work(*range(3, 3 + len(fds)))
     finally:
         os._exit(0)
-
-
-def _close(fd):
-    try:
-        os.close(fd)
-    except OSError:
-        pass
 
 
 def watch(first: int, last: int, limits: dict) -> str:
@@ -310,13 +284,10 @@ def watch(first: int, last: int, limits: dict) -> str:
 
 
 def _worked(pid: int) -> float:
-    """Seconds of CPU time that a child has used so far."""
-    try:
-        with open(f"/proc/{pid}/stat") as file:
-            user, system = file.read().rpartition(")")[2].split()[11:13]
-    except OSError:
-        return 0.0
-    return (int(user) + int(system)) / os.sysconf("SC_CLK_TCK")
+    """Seconds of CPU time that a child has used so far; 0 if it has ended."""
+    with contextlib.suppress(OSError):
+        return time.clock_gettime(~pid << 3 | 2)  # see `man clock_getcpuclockid`
+    return 0.0
 
 
 def _cause(pids: set[int], limits: dict) -> str:
@@ -345,11 +316,9 @@ def sweep(alone: bool) -> None:
     What has lost its parent becomes the keeper's child, so that the loop finds it too.
     """
     while True:
-        if alone:
-            kill(-1)
-        else:
-            for pid in _children():
-                kill(pid)
+        children = (int(x["Pid:"]) for x in processes() if int(x["PPid:"]) == os.getpid())
+        for pid in [-1] if alone else children:
+            kill(pid)
         try:
             os.waitpid(-1, 0)
         except ChildProcessError:
@@ -358,21 +327,8 @@ def sweep(alone: bool) -> None:
 
 def kill(pid: int) -> None:
     """End a process, if there still is one."""
-    try:
+    with contextlib.suppress(ProcessLookupError):
         os.kill(pid, signal.SIGKILL)
-    except ProcessLookupError:
-        pass
-
-
-def _children() -> Iterator[int]:
-    for pid in filter(str.isdigit, os.listdir("/proc")):
-        try:
-            with open(f"/proc/{pid}/stat") as file:
-                parent = file.read().rpartition(")")[2].split()[1]
-        except OSError:
-            continue
-        if int(parent) == os.getpid():
-            yield int(pid)
 
 
 def main(options: dict) -> None:
@@ -385,11 +341,11 @@ def main(options: dict) -> None:
     LIBC.prctl(PR_SET_CHILD_SUBREAPER, 1)
     LIBC.prctl(PR_SET_PDEATHSIG, signal.SIGKILL)
     sys.path[:] = filter(None, sys.path)
-    missing = {}
-    for name in options["imports"]:
-        try:
+    host, fault = Connection(0), ""
+    try:
+        for name in options["imports"]:
             importlib.import_module(name)
-        except Exception as error:
-            missing[name] = f"{type(error).__name__}: {error}"
-    send(1, {"missing": missing})
-    keep(options["limits"], options["alone"])
+    except Exception as error:
+        fault = f"{sys.executable} cannot import {name} ({type(error).__name__}: {error})"
+    with contextlib.suppress(EOFError):
+        keep(host, fault, options["limits"], options["alone"])

@@ -1,7 +1,6 @@
 """The sandbox against cheats and hostile programs, each first seen to do its harm unprotected."""
 
 import itertools
-import json
 import os
 import re
 import socket
@@ -16,7 +15,7 @@ from pathlib import Path
 import pytest
 
 import sandbox
-from sandbox import Box, Limits, Task, Verdict, at_once, judge, run, run_all, wire
+from sandbox import Box, Limits, Task, Verdict, at_once, judge, run, run_all
 
 CPU, WALL, FILE, FILES, PROCESSES = 2, 6, 8 << 20, 40, 10  # small limits, so that tests are quick
 MEMORY = (3 << 30) + (os.getpid() << 12)  # bytes; odd enough to find our keepers in /proc by it
@@ -229,8 +228,8 @@ CHEATS = {
         "            text = open(f'/proc/{pid}/{name}').read()\n        except OSError: continue\n"
         "        for hit in re.findall('TOKEN=in-the-[a-z]+', text): print(hit)\n"
         "        for hit in re.findall('[0-9a-f]{32}', text):\n"
-        "            for fd in range(3, 40):\n                try: os.write(fd, json.dumps(\n"
-        "                    dict(outcome='pass', reason='', secret=hit)).encode())\n"
+        "            for fd in range(3, 40):\n"
+        "                try: os.write(fd, f'pass {hit}\\n'.encode())\n"
         "                except OSError: pass\nos._exit(0)",
         harm=PASSES,
     ),
@@ -376,7 +375,8 @@ def wire():
         frame = frame.f_back
 """
 FORGED = (
-    '{"op": "call", "args": [{"global": ["builtins", "type"]}, "A", {"tuple": []}], "kwargs": {}}'
+    '{"op": "call", "args": [{"global": ["builtins", "type"]}, "A", {"tuple": [[]]}], '
+    '"kwargs": {"dict": [[]]}}'
 )
 
 
@@ -386,21 +386,22 @@ FORGED = (
         'wire().ask("call", type, "A", (object,), {"__eq__": lambda *a: True})',
         'wire().ask("load")',
         'wire().ask("get", f, "__globals__")',
-        f"send(w.fd, json.loads('{FORGED}'))",
-        'send(w.fd, {"value": {"global": ["unittest.mock", "ANY"]}})',
-        'send(w.fd, {"value": {"built": ["os", "_exit", [0]]}})',
-        'send(w.fd, {"value": {"sympy": ["sympify", ["Symbol", "__import__"]]}})',
-        'send(w.fd, {"value": {"yours": 0}})',
-        'send(w.fd, {"error": [[["builtins", "SystemExit"]], [0]]})',
-        "os.write(w.fd, bytes([255] * 8))",
+        f"w.send(json.loads('{FORGED}'))",
+        'w.send({"value": {"global": ["unittest.mock", "ANY"]}})',
+        'w.send({"value": {"global": ["os", "_exit"]}})',
+        'w.send({"value": {"os._exit": [0]}})',
+        'w.send({"value": {"formula": ["sympify", {"formula": ["Symbol", "__import__"]}]}})',
+        'w.send({"value": {"formula": ["Add", "os._exit(0)"]}})',
+        'w.send({"value": {"yours": [0]}})',
+        'w.send({"error": [[["builtins", "SystemExit"]], [0]]})',
+        "os.write(w.link.fileno(), bytes([255] * 8))",
+        "os.write(w.link.fileno(), bytes(4))",
     ],
 )
 def test_a_program_that_speaks_to_the_judge_itself_gets_nothing(trick):
     """A judge that calls or builds what the program names would build an object equal to all."""
-    code = (
-        f"{FIND_WIRE}\ndef f(x):\n    w = wire()\n    send = sys._getframe(2).f_globals['send']\n"
-    )
-    verdict = run(code + f"    {trick}", TEST, calls=["f"], limits=LIMITS)
+    code = f"{FIND_WIRE}\ndef f(x):\n    w = wire()\n    {trick}"
+    verdict = run(code, TEST, calls=["f"], limits=LIMITS)
     assert verdict.outcome == "fail"
 
 
@@ -429,7 +430,7 @@ for pid in filter(str.isdigit, os.listdir("/proc")):
 print(found, flush=True)
 for secret in [*found, ""]:
     for fd in range(3, 40):
-        try: os.write(fd, json.dumps(dict(outcome="pass", reason="", secret=secret)).encode())
+        try: os.write(fd, f"pass {secret}\\n".encode())
         except OSError: pass
 os._exit(0)
 """
@@ -509,7 +510,8 @@ def test_what_has_no_form_stays_and_is_used_from_afar():
         "assert [x for x, _ in zip(f(0), range(3))] == [0, 1, 2]\n"
         "m = g(re.compile('a+'), 'aab')\nassert isinstance(m, re.Match) and m.group() == 'aa'\n"
         "assert g('b', 'aab') is None and m != 'aa'\n"
-        "assert h(lambda x: x * x, iter([1, 2, 3])) == [1, 4, 9]\n"
+        "def cube(x): return x**3\n"
+        "assert h(lambda x: x * x, iter([1, 2, 3])) == [1, 4, 9] and h(cube, [2]) == [8]\n"
         "assert k(2)(3) == 5\n"
     )
     assert run(code, test, calls=["f", "g", "h", "k"]) == Verdict("pass")
@@ -645,11 +647,10 @@ def test_only_what_the_test_itself_lacks_could_not_run():
 
 def test_a_report_without_the_secret_is_no_pass():
     """Whoever finds the descriptor of the report could write `pass` to it."""
-    report = {"outcome": "pass", "reason": "", "secret": "a"}
-    assert sandbox._said(json.dumps(report), "a") == report
-    assert sandbox._said(json.dumps(report), "b") == {}
-    for text in ("", "pass", "{", "[]", '{"outcome": 1}', "[" * 10000):
-        assert sandbox._said(text, "a") == {}
+    assert sandbox._said("pass a\n", "a") == ("pass", "")
+    assert sandbox._said("could-not-run a\nwhy\nnot", "a") == ("could-not-run", "why\nnot")
+    for text in ("", "pass", "pass ", "pass b\n", "pass ab\n", "a\n", "could-not-run\nwhy"):
+        assert sandbox._said(text, "a")[0] == ""
 
 
 def test_choose_says_what_is_not_kept_out(monkeypatch):
@@ -667,8 +668,9 @@ def test_choose_says_what_is_not_kept_out(monkeypatch):
 
 def test_a_value_of_a_missing_library_is_the_programs_fault():
     """An ImportError in the judge would take a cheat out of the count."""
-    with pytest.raises(TypeError, match="cannot be read here"):
-        wire._library("no_such_library")
+    code = f"{FIND_WIRE}\ndef f(x): wire().send({{'value': {{'objects': [[], [0]]}}}})"
+    verdict = run(code, TEST, setup="import sys\nsys.modules['numpy'] = None", calls=["f"])
+    assert verdict.outcome == "fail" and "numpy" in verdict.reason
 
 
 @pytest.mark.parametrize(
