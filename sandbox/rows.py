@@ -136,11 +136,9 @@ def interpreter(release: tuple[str, ...], envs: str = "") -> Iterator[tuple[str,
     verify = _verify()
     with tempfile.TemporaryDirectory(prefix="execute-") as scratch:
         folder = (Path(envs) if envs else Path(scratch)).resolve() / verify.digest(*release)
-        environment = verify.Environment(release, folder, Path(scratch))
         if not (folder / "complete").exists() and not shutil.which("uv"):
             raise ValueError("--run makes environments with uv: pip install uv")
-        asyncio.run(environment.install())
-        fault = environment.fault
+        fault = asyncio.run(verify.install(release, folder))
         name = ", ".join(release)
         yield str(folder / "bin" / "python"), fault and f"{name} is not installed: {fault}"
 
