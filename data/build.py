@@ -254,16 +254,12 @@ def unaffected(train: list[dict[str, str]]) -> list[dict[str, str]]:
     rng, found = random.Random(0), []
     for update, row in list(first.items())[::2]:
         gone = {word for word in edit(row)[0] if re.match(r"[^\W\d]", word)}
-        fits = [
-            other["new_code"]
-            for other in train
-            if other["dependency"] == row["dependency"]
-            and gone.isdisjoint(re.findall(r"\w+", other["new_code"]))
-        ]
+        codes = [other["new_code"] for other in train if other["dependency"] == row["dependency"]]
+        fits = [code for code in codes if gone.isdisjoint(re.findall(r"\w+", code))]
         if gone and fits:
-            code, about = rng.choice(fits), {"kind": UNCHANGED, "description": UNTOUCHED}
-            row = row | about | {"id": f"{update}-unaffected", "old_code": code, "new_code": code}
-            found.append(row)
+            code = rng.choice(fits)
+            about = {"id": f"{update}-unaffected", "kind": UNCHANGED, "description": UNTOUCHED}
+            found.append(row | about | {"old_code": code, "new_code": code})
     return found
 
 
