@@ -73,7 +73,7 @@ def load(path: str | Path | None = None, split: str = "train") -> list[Example]:
     ValueError names file, line and field of the first bad row.
     """
     path = path or (NEWEST if split == "test_2026" else DEFAULT)
-    rows = [row for row in _read(path) if row.split in ("", split)]
+    rows = [row for _, row in _read(path) if row.split in ("", split)]
     if not rows:
         raise ValueError(f"{path}: no row of split '{split}'; check the field `split` of its rows")
     return rows
@@ -81,7 +81,7 @@ def load(path: str | Path | None = None, split: str = "train") -> list[Example]:
 
 def splits(path: str | Path | None = None) -> list[str]:
     """The splits that the files have, in the order of `SPLITS`; "train" where they name none."""
-    found = {row.split or "train" for row in _read(path)}
+    found = {row.split or "train" for _, row in _read(path)}
     return [name for name in SPLITS if name in found]
 
 
@@ -94,13 +94,12 @@ def endless(path: str | Path | None, seed: int, drawn: int = 0) -> Iterator[Exam
 
 def where(path: str | Path | None, example: Example) -> str:
     """Where an example stands, for a complaint about it: "FILE, line 7"."""
-    rows = (pair for file in _files(path) for pair in _rows(file).items())
-    return next(place for place, row in rows if row == example)
+    return next(place for place, row in _read(path) if row == example)
 
 
 def fingerprint(path: str | Path | None) -> str:
     """The same for the same rows: a run that goes on must find the data that it began with."""
-    return hashlib.sha256(repr(_read(path)).encode()).hexdigest()
+    return hashlib.sha256(repr([row for _, row in _read(path)]).encode()).hexdigest()
 
 
 def digest(example: Example) -> str:
@@ -134,34 +133,24 @@ def json_lines(path: str | Path, partial: bool = False) -> Iterator[tuple[str, d
         yield where, row
 
 
-def _read(path: str | Path | None) -> list[Example]:
-    found = {file: list(_rows(file).values()) for file in _files(path)}
-    bare = [file for file, rows in found.items() if rows and not rows[0].split]
-    if bare and len(found) > 1:
-        raise ValueError(f"{bare[0]}: its rows need the field 'split' to be read with other files")
-    return [row for rows in found.values() for row in rows]
-
-
-def _files(path: str | Path | None) -> list[Path]:
-    """The files that `--data` names."""
-    if isinstance(path, Path):
-        return [path]
-    return list(map(Path, path.split(","))) if path else [DEFAULT]
-
-
-def _rows(path: Path) -> dict[str, Example]:
-    """Each row by its place: "FILE, line 7"."""
-    if not path.is_file():
-        raise ValueError(f"{path}: no such data file; give a JSON-lines file with --data")
-    return _parsed(path, path.stat().st_mtime_ns)
+def _read(path: str | Path | None) -> list[tuple[str, Example]]:
+    """The rows of the files that `--data` names, each with its place: "FILE, line 7"."""
+    path, found = path or DEFAULT, {}
+    for file in [path] if isinstance(path, Path) else map(Path, path.split(",")):
+        if not file.is_file():
+            raise ValueError(f"{file}: no such data file; give a JSON-lines file with --data")
+        found[file] = _rows(file, file.stat().st_mtime_ns)
+    for file, rows in found.items():
+        if len(found) > 1 and rows and not rows[0][1].split:
+            raise ValueError(f"{file}: its rows need the field 'split' to be read with other files")
+    return [pair for rows in found.values() for pair in rows]
 
 
 @functools.lru_cache(maxsize=8)  # a run asks for several splits of few files
-def _parsed(path: Path, _changed: int) -> dict[str, Example]:
-    rows = {where: _example(row, where) for where, row in json_lines(path)}
-    marked = any(row.split for row in rows.values())
-    for where, row in rows.items():
-        if marked and row.split not in SPLITS:
+def _rows(path: Path, _changed: int) -> list[tuple[str, Example]]:
+    rows = [(where, _example(row, where)) for where, row in json_lines(path)]
+    for where, row in rows if any(row.split for _, row in rows) else ():
+        if row.split not in SPLITS:
             raise ValueError(
                 f"{where}: field 'split' is '{row.split}': "
                 f"give one of {', '.join(SPLITS)} in every row, or leave it out in all"
@@ -290,9 +279,8 @@ def _ids(text: str, tokenizer) -> list[int]:
 
 def answer(thought: str, code: str) -> str:
     """The text that follows the prompt: the end of the thought, then the code."""
-    return (
-        f"\n{thought.strip()}\n</think>\n<answer>\n```python\n{code.strip(chr(10))}\n```\n</answer>"
-    )
+    code = code.strip("\n")
+    return f"\n{thought.strip()}\n</think>\n<answer>\n```python\n{code}\n```\n</answer>"
 
 
 def completion(example: Example) -> str:

@@ -41,8 +41,8 @@ RELEASED = {
 }
 # Whole libraries that training never sees.
 TEST = {"bokeh", "gensim", "jax", "seaborn", "statsmodels", "xarray"}
-ROWS = 4  # of a training update at most: other updates teach more than more of the same
-MORE = 6  # the same in updates_behaviour, whose kinds `updates` has few of
+# Rows of a training update at most: other updates teach more than more of the same.
+MOST = {"updates": 4, "updates_behaviour": 6}
 FIELDS = "id", "kind", "old_version", "new_version", "description", "notes", "usages"
 UNCHANGED = "note does not apply"  # the kind of a row whose right answer is its old code
 UNTOUCHED = "The program uses nothing that the note changes, so it stays as it is."
@@ -54,9 +54,7 @@ def sources(file: str = "updates") -> dict[str, list[Path]]:
     for path in (path for name in FOLDERS[file] for path in sorted((HERE / name).glob("*.yaml"))):
         says = re.search(r"(?m)^library: *[\"']?([\w.-]+)", path.read_text(encoding="utf-8"))
         if not says:
-            raise ValueError(
-                f"{named(path)}: no line 'library: NAME' says which library it is about"
-            )
+            raise ValueError(f"{named(path)}: no line 'library: NAME' says what it is about")
         found[says[1].lower()].append(path)
     return dict(sorted(found.items()))
 
@@ -104,13 +102,12 @@ def rows(path: Path) -> Iterator[dict[str, str]]:
 
     ValueError names file and row of the first fault.
     """
-    source = read(path)
+    source, folder = read(path), path.parent.name
     library = source["library"]
     for update in source["updates"]:
         split = "test" if library in TEST else update.get("split", "train")
-        split = SPLIT_OF.get(path.parent.name, split)
-        most = {"updates": ROWS, "updates_behaviour": MORE}.get(path.parent.name)
-        chosen = usages(update, most if split == "train" else None)
+        split = SPLIT_OF.get(folder, split)
+        chosen = usages(update, MOST.get(folder) if split == "train" else None)
         for place, (number, old, new) in enumerate(chosen):
             row = {
                 "id": f"{update['id']}-{number}",
@@ -124,9 +121,9 @@ def rows(path: Path) -> Iterator[dict[str, str]]:
                 "old_code": old.strip("\n"),
                 "new_code": new.strip("\n"),
             }
-            if path.parent.name in RELEASED:
+            if folder in RELEASED:
                 row["released"] = str(update.get("released", ""))
-            if fault := check_folder(row, path.parent.name) or check(row):
+            if fault := check_folder(row, folder) or check(row):
                 raise ValueError(f"{named(path)}, {row['id']}: {fault}")
             yield row
 
@@ -151,27 +148,24 @@ def check(row: dict[str, str]) -> str:
     """What is wrong with one row, in the words that end a sentence; "" where nothing is."""
     old, new = row["old_code"], row["new_code"]
     try:
-        lost = sorted(imports(old) - imports(new) - sources_of_names(new))
+        (before, _), (after, of_names) = imports(old), imports(new)
     except (SyntaxError, ValueError) as error:
         return f"one side is not valid Python ({error})"
     if (row["kind"] == UNCHANGED) != (old == new):
         return f"the new code is the old code if, and only if, the kind is '{UNCHANGED}'"
     if wraps(new) > wraps(old):
         return "the new code breaks a line inside brackets where the old code does not: join it"
+    lost = before - after - of_names
     if lost := [name for name in lost if not dismissed(name, row["update_info"])]:
-        return f"'import {lost[0]}' goes, but the note does not say so: keep it, or let the note"
+        return f"'import {min(lost)}' goes, but the note does not say so: keep it, or let the note"
     return ""
 
 
-def imports(code: str) -> set[str]:
-    """The modules of all statements `import module`."""
-    found = [node for node in ast.walk(ast.parse(code)) if isinstance(node, ast.Import)]
-    return {alias.name for node in found for alias in node.names}
-
-
-def sources_of_names(code: str) -> set[str | None]:
-    """The modules of all statements `from module import name`."""
-    return {node.module for node in ast.walk(ast.parse(code)) if isinstance(node, ast.ImportFrom)}
+def imports(code: str) -> tuple[set[str], set[str | None]]:
+    """The modules of all `import module`, and of all `from module import name`."""
+    nodes = list(ast.walk(ast.parse(code)))
+    whole = {alias.name for node in nodes if isinstance(node, ast.Import) for alias in node.names}
+    return whole, {node.module for node in nodes if isinstance(node, ast.ImportFrom)}
 
 
 def dismissed(module: str, note: str) -> bool:
@@ -218,16 +212,13 @@ def taught(row: dict[str, str], other: dict[str, str], whole: Edit, part: Edit) 
 
 def check_splits(found: list[tuple[str, dict[str, str]]]) -> None:
     """ValueError names the first edit that stands in two splits. Bare punctuation is no edit."""
-    edits = [(file, row, edit(row)) for file, row in found]
-    known = [e for e in edits if re.search(r"\w", " ".join(e[2][0] | e[2][1]))]
-    for file, row, whole in known:
+    known = [(file, row, edit(row)) for file, row in found]
+    known = [e for e in known if re.search(r"\w", " ".join(e[2][0] | e[2][1]))]
+    for file, row, whole in (e for e in known if e[1]["split"] != "train"):
         for _, other, part in known:
-            if row["split"] in ("train", other["split"]) or not taught(row, other, whole, part):
-                continue
-            raise ValueError(
-                f"{file}, {row['id']}: split {other['split']} has this edit, too, in "
-                f"{other['id']}: take one of them out"
-            )
+            if row["split"] != other["split"] and taught(row, other, whole, part):
+                says = f"split {other['split']} has this edit, too, in {other['id']}"
+                raise ValueError(f"{file}, {row['id']}: {says}: take one of them out")
 
 
 # ---------------------------------------------------------------- the file
@@ -235,29 +226,25 @@ def check_splits(found: list[tuple[str, dict[str, str]]]) -> None:
 
 def build() -> dict[str, str]:
     """Each file as text: one JSON object a line, sorted by id. ValueError names a fault."""
-    found: dict[str, tuple[str, dict[str, str]]] = {}
-    files = {file: sources(file) for file in FOLDERS}
-    texts = {}
-    for file, libraries in files.items():
-        before = set(found)
-        for path in (path for paths in libraries.values() for path in paths):
-            for row in rows(path):
-                if row["id"] in found:
-                    other = found[row["id"]][0]
-                    raise ValueError(
-                        f"{named(path)}, {row['id']}: a row of {other} has this id, too"
-                    )
-                found[row["id"]] = named(path), row
-        mine = [found[name][1] for name in sorted(set(found) - before)]
-        texts[file] = written(mine)
-    check_splits([found[name] for name in sorted(found)])
+    found: dict[str, tuple[Path, dict[str, str]]] = {}
+    for path in (path for file in FOLDERS for paths in sources(file).values() for path in paths):
+        for row in rows(path):
+            if row["id"] in found:
+                other = named(found[row["id"]][0])
+                raise ValueError(f"{named(path)}, {row['id']}: a row of {other} has this id, too")
+            found[row["id"]] = path, row
     train = [row for _, row in found.values() if row["split"] == "train"]
-    texts["updates_unaffected"] = written(unaffected(train))
-    return texts
-
-
-def written(rows: list[dict[str, str]]) -> str:
-    return "".join(json.dumps(row, ensure_ascii=False) + "\n" for row in rows)
+    ordered = [found[name] for name in sorted(found)]
+    check_splits([(named(path), row) for path, row in ordered])
+    files = {
+        file: [row for path, row in ordered if path.parent.name in folders]
+        for file, folders in FOLDERS.items()
+    }
+    files["updates_unaffected"] = unaffected(train)
+    return {
+        file: "".join(json.dumps(row, ensure_ascii=False) + "\n" for row in some)
+        for file, some in files.items()
+    }
 
 
 def unaffected(train: list[dict[str, str]]) -> list[dict[str, str]]:
@@ -267,29 +254,24 @@ def unaffected(train: list[dict[str, str]]) -> list[dict[str, str]]:
     rng, found = random.Random(0), []
     for update, row in list(first.items())[::2]:
         gone = {word for word in edit(row)[0] if re.match(r"[^\W\d]", word)}
-        fits = [
-            other["new_code"]
-            for other in train
-            if other["dependency"] == row["dependency"]
-            and gone.isdisjoint(re.findall(r"\w+", other["new_code"]))
-        ]
+        codes = [other["new_code"] for other in train if other["dependency"] == row["dependency"]]
+        fits = [code for code in codes if gone.isdisjoint(re.findall(r"\w+", code))]
         if gone and fits:
-            code, about = rng.choice(fits), {"kind": UNCHANGED, "description": UNTOUCHED}
-            row = row | about | {"id": f"{update}-unaffected", "old_code": code, "new_code": code}
-            found.append(row)
+            code = rng.choice(fits)
+            about = {"id": f"{update}-unaffected", "kind": UNCHANGED, "description": UNTOUCHED}
+            found.append(row | about | {"old_code": code, "new_code": code})
     return found
 
 
 def counts(found: list[dict[str, str]]) -> str:
     """Markdown: the number of updates and rows of each split, library and kind."""
-    lines, updates = [], {row["id"].rpartition("-")[0] for row in found}
+    lines = []
     for field in ("split", "dependency", "kind"):
         lines += ["", f"| {field} | updates | rows |", "|---|---|---|"]
-        for name in sorted({row[field] for row in found}):
-            of = [row["id"].rpartition("-")[0] for row in found if row[field] == name]
+        for name in [*sorted({row[field] for row in found}), "all"]:
+            of = [row["id"].rpartition("-")[0] for row in found if name in (row[field], "all")]
             label = f"{name} (held out)" if name in TEST else name
             lines.append(f"| {label} | {len(set(of))} | {len(of)} |")
-        lines.append(f"| all | {len(updates)} | {len(found)} |")
     return "\n".join(lines[1:])
 
 

@@ -107,9 +107,7 @@ def interpreter(release: tuple[str, ...], envs: str = "") -> Iterator[tuple[str,
         folder = Path(envs or scratch).resolve() / verify.digest(*release)
         if not (folder / "complete").exists() and not shutil.which("uv"):
             raise ValueError("--run makes environments with uv: pip install uv")
-        environment = verify.Environment(release, folder, Path(scratch))
-        asyncio.run(environment.install())
-        fault, name = environment.fault, ", ".join(release)
+        fault, name = asyncio.run(verify.install(release, folder)), ", ".join(release)
         yield str(folder / "bin" / "python"), fault and f"{name} is not installed: {fault}"
 
 

@@ -341,7 +341,8 @@ def test_the_new_folders_are_files_of_their_own(built):
     [row] = built(NEW, folder="updates_2026", library="jax", file="updates_2026")
     assert (row["split"], row["released"]) == ("test_2026", "2026-03-01")
     rows = {file: text.count("\n") for file, text in build.build().items()}
-    assert rows == {"updates": 1, "updates_2026": 1, "updates_behaviour": 6}
+    more = {"updates_behaviour": 6, "updates_unaffected": 1}
+    assert rows == {"updates": 1, "updates_2026": 1} | more
     assert '"released"' not in build.build()["updates"]
 
 
@@ -522,6 +523,18 @@ def test_a_fault_of_a_source_is_one_sentence(built, capsys):
         built({"kind": build.UNCHANGED})
     assert build.main() == 2
     assert capsys.readouterr().err.count("\n") == 1
+
+
+def test_a_program_that_a_note_does_not_concern_stays_as_it_is(built):
+    """Prevents: training leaves alone what the note would change, or takes another library's."""
+    built({"id": "zoo", **usage("x(g)", "x(h)")}, library="zoo")
+    toy = [{"id": "a", **usage("print(a, a)", "print(b, a)")}]  # each new code here has an `a`
+    toy += [{"id": "near", **usage("print(e, a)", "print(f, a)")}]
+    made = built(*toy, file="updates_unaffected")
+    assert [row["id"] for row in made] == ["zoo-unaffected"]
+    row, *_ = built(*toy, {"id": "z", **usage("y(c)", "y(d)")}, file="updates_unaffected")
+    assert (row["id"], row["old_code"], row["new_code"]) == ("a-unaffected", "y(d)", "y(d)")
+    assert row["kind"] == build.UNCHANGED and row["update_info"] == "a, b"
 
 
 # ---------------------------------------------------------------- the rows

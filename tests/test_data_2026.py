@@ -1,6 +1,7 @@
-"""The updates of 2026, a test that no model has seen, and the rows of changed behaviour."""
+"""The updates of 2026, a test that no model has seen, and more rows to train on."""
 
 import json
+import re
 
 import pytest
 
@@ -41,6 +42,23 @@ def test_size_of_the_rows_of_changed_behaviour():
     assert not {row["dependency"] for row in rows} & build.TEST
     names = [kind for kind in updates(rows).values() if "renamed" in kind or "moved" in kind]
     assert not names
+
+
+def test_no_unaffected_program_has_a_word_that_its_update_removes():
+    """Prevents: rows that teach to leave alone what the note wants changed, or held-out programs
+    to train on."""
+    rows, removed = read("updates_unaffected"), {}
+    train = [row for file in build.FOLDERS for row in read(file) if row["split"] == "train"]
+    for row in train:  # by any of the update's usages
+        removed.setdefault(row["id"].rpartition("-")[0], set()).update(build.edit(row)[0])
+    codes = {(row["dependency"], row["new_code"]) for row in train}
+    assert len(rows) >= 150
+    for row in rows:
+        assert row["old_code"] == row["new_code"] and row["split"] == "train", row["id"]
+        assert (row["dependency"], row["new_code"]) in codes and row["kind"] == build.UNCHANGED
+        words = set(re.findall(r"[^\W\d]\w*", row["new_code"]))
+        assert not words & removed[row["id"].rpartition("-")[0]], row["id"]
+    assert not {row["dependency"] for row in rows} & build.TEST
 
 
 @pytest.mark.parametrize("file", FILES)

@@ -21,26 +21,20 @@ RELEASE = ("Python new",)
 ROW = verify.Row("toy-0", "toy", "print(add([1, 2]))", NEW, RELEASE, RELEASE)
 
 
-async def install(environment):
+async def install(release, folder):
     """In place of the real one: the running interpreter, or nothing for a release "absent"."""
-    environment.fault = "no such release" if "absent" in environment.release[0] else ""
-    (environment.folder / "bin").mkdir(parents=True, exist_ok=True)
-    python = environment.folder / "bin" / "python"
+    python = folder / "bin" / "python"
+    python.parent.mkdir(parents=True, exist_ok=True)
     if not python.exists():
         python.symlink_to(os.path.realpath(sys.executable))
+    return "no such release" if "absent" in release[0] else ""
 
 
-def run(folder, *codes):
-    """The runs of some programs in the running interpreter."""
-
-    async def all_of_them():
-        environment = verify.Environment(RELEASE, folder / "environment", folder)
-        await install(environment)
-        runs = [await environment.run(code) for code in codes]
-        await environment.close(keep=False)
-        return runs
-
-    return asyncio.run(all_of_them())
+@pytest.fixture
+def run(tmp_path, monkeypatch):
+    """Runs a program in the running interpreter."""
+    monkeypatch.setattr(verify, "install", install)
+    return lambda code: asyncio.run(verify.run(RELEASE, tmp_path / "envs", code))
 
 
 def record_of():
@@ -50,7 +44,7 @@ def record_of():
 @pytest.fixture
 def prove(tmp_path, monkeypatch):
     """Proves a data set of one row in a folder of its own; returns exit status and record."""
-    monkeypatch.setattr(verify.Environment, "install", install)
+    monkeypatch.setattr(verify, "install", install)
     monkeypatch.setattr(verify.shutil, "which", lambda name: name)
     monkeypatch.setattr(build, "HERE", tmp_path)
     for file in verify.RECORDS:
@@ -174,7 +168,7 @@ def test_a_warning_counts_only_where_it_is_about_the_change(warned, outcome):
 # ---------------------------------------------------------------- running a program
 
 
-def test_programs_run_apart_and_under_the_same_conditions(tmp_path):
+def test_programs_run_apart_and_under_the_same_conditions(run):
     """Prevents: a program sees the files, names or input of another, or a hash that changes."""
     code = (
         "import os, sys\n"
@@ -182,16 +176,16 @@ def test_programs_run_apart_and_under_the_same_conditions(tmp_path):
         "print('made' in globals(), 'toy' in sys.modules)\n"
         "made = open('left', 'w').write('x')\nsys.modules['toy'] = sys\n"
     )
-    first, second = run(tmp_path, code, code)
+    first, second = run(code), run(code)
     assert first.printed.startswith("[] Agg ") and first.printed.endswith("False False\n")
     assert first == second and first.outcome == "ok"
 
 
-def test_the_category_of_a_library_is_a_deprecation(tmp_path):
+def test_the_category_of_a_library_is_a_deprecation(run):
     """Prevents: only the built-in categories count, and a plain UserWarning counts too."""
     code = "import warnings\nclass OddDeprecation(UserWarning): pass\n"
     code += "for kind in OddDeprecation, UserWarning, PendingDeprecationWarning:\n"
-    [got] = run(tmp_path, code + "    warnings.warn('x', kind)")
+    got = run(code + "    warnings.warn('x', kind)")
     assert [kind for kind, _, _ in got.warned] == ["OddDeprecation", "PendingDeprecationWarning"]
     assert all(here for _, here, _ in got.warned)
 
@@ -205,13 +199,14 @@ def test_only_modules_of_both_sides_are_imported_beforehand():
     assert verify.modules(row) == ("numpy",)
 
 
-def test_rows_of_the_standard_library_run_here(tmp_path):
+def test_rows_of_the_standard_library_run_here(run):
     """Prevents: the committed rows and this verifier drift apart."""
     here = (f"Python {sys.version_info.major}.{sys.version_info.minor}",)
     found = [
         row for row in verify.rows(HERE / "updates" / "python.yaml") if row.new_release == here
     ]
-    for row, got in zip(found[::5], run(tmp_path, *[r.new_code for r in found[::5]]), strict=True):
+    for row in found[::5]:
+        got = run(row.new_code)
         record = verify.judge(row, got, Run(MISSING), Run(MISSING))
         assert record["new_on_new"] == "ok", (row.id, got)
 
@@ -260,13 +255,19 @@ def test_the_reason_is_the_same_on_every_machine(tmp_path, monkeypatch, complain
     assert asyncio.run(verify.uv("pip", "install", "toy==9")) == reason
 
 
-def test_environments_go_unless_they_are_kept(prove, tmp_path):
-    """Prevents: a disk full of environments, or --keep that keeps nothing."""
-    envs = tmp_path / "envs"
-    prove(OLD, NEW, "--envs", str(envs))
-    assert list(envs.iterdir()) == []
-    prove(OLD, NEW, "--again", "--keep", "--envs", str(envs))
-    assert len(list(envs.iterdir())) == 2
+def test_environments_go_unless_they_are_kept(prove, tmp_path, monkeypatch):
+    """Prevents: a disk full of environments, or --envs that keeps nothing."""
+    made = []
+
+    async def noted(release, folder):
+        made.append(folder)
+        return await install(release, folder)
+
+    monkeypatch.setattr(verify, "install", noted)
+    prove(OLD, NEW)
+    assert made and not any(folder.exists() for folder in made)
+    prove(OLD, NEW, "--again", "--envs", str(tmp_path / "envs"))
+    assert len(list((tmp_path / "envs").iterdir())) == 2
 
 
 def test_releases_that_go_together_share_an_environment(prove, tmp_path, monkeypatch):
@@ -277,28 +278,31 @@ def test_releases_that_go_together_share_an_environment(prove, tmp_path, monkeyp
     assert verify.home(("Python new", "toy==2")) == group
     assert verify.home(("Python new", "toy==3")) == ("Python new", "toy==3")
     envs = tmp_path / "envs"
-    _, record = prove(OLD, NEW, "--keep", "--envs", str(envs), new_version="old")
+    _, record = prove(OLD, NEW, "--envs", str(envs), new_version="old")
     assert [folder.name for folder in envs.iterdir()] == [verify.digest(*group)]
     assert record["new_release"] == record["old_release"] == "Python old"
 
 
-def test_an_environment_lives_until_its_last_library_is_done(prove, tmp_path, monkeypatch):
-    """Prevents: the folder of a shared environment goes while another library's rows run in it."""
-    made, real = [], verify.Environment.install
+def test_an_environment_lives_until_its_last_row_is_done(prove, tmp_path, monkeypatch):
+    """Prevents: a shared environment goes while another library's rows run in it, or stays on the
+    disk until all rows are proved."""
+    there, real = [], verify.run
 
-    async def noted(environment):
-        made.append(environment.folder.exists())
-        await real(environment)
+    async def noted(release, envs, *program):
+        there.append((release[0], len(list(envs.iterdir()))))
+        return await real(release, envs, *program)
 
-    monkeypatch.setattr(verify.Environment, "install", noted)
+    monkeypatch.setattr(verify, "run", noted)
     prove(OLD, NEW)
     other = (tmp_path / "updates" / "python.yaml").read_text().replace("toy", "zoo")
-    (tmp_path / "updates" / "zoo.yaml").write_text(other.replace("python", "zoo"))
-    one = ("Python new", "Python old", "Python 3.11", "zoo==new", "zoo==old")
-    monkeypatch.setattr(verify, "groups", lambda: [one])
-    made.clear()
-    prove(OLD, NEW, "--again", "--jobs", "1", "--envs", str(tmp_path / "envs"))
-    assert made == [False, True] and list((tmp_path / "envs").iterdir()) == []
+    other = other.replace("python", "zoo")
+    (tmp_path / "updates" / "zoo.yaml").write_text(other)
+    (tmp_path / "updates" / "last.yaml").write_text(other.replace("zoo", "last"))
+    group = ("A", "Python new", "Python old", "Python 3.11", "zoo==new", "zoo==old")
+    monkeypatch.setattr(verify, "groups", lambda: [group])
+    there.clear()
+    prove(OLD, NEW, "--again", "--jobs", "1")
+    assert there == [("A", n) for n in (0, 1, 1, 1, 1, 1)] + [("Python 3.11", n) for n in (0, 1, 1)]
 
 
 # ---------------------------------------------------------------- the record
@@ -307,13 +311,13 @@ def test_an_environment_lives_until_its_last_library_is_done(prove, tmp_path, mo
 @pytest.fixture
 def programs(monkeypatch):
     """The programs that were run, in their order."""
-    seen, real = [], verify.Environment.run
+    seen, real = [], verify.run
 
-    async def noted(environment, code, *modules):
+    async def noted(release, envs, code, modules):
         seen.append(code)
-        return await real(environment, code, *modules)
+        return await real(release, envs, code, modules)
 
-    monkeypatch.setattr(verify.Environment, "run", noted)
+    monkeypatch.setattr(verify, "run", noted)
     return seen
 
 
@@ -424,22 +428,21 @@ def test_an_interrupt_leaves_a_whole_record_and_no_litter(prove, programs, tmp_p
     (tmp_path / "updates" / "other.yaml").write_text(other.replace("toy", "other"))
     (tmp_path / "temporary").mkdir()
     monkeypatch.setattr(verify.tempfile, "tempdir", str(tmp_path / "temporary"))
-    real = verify.Environment.run
+    real = verify.run
 
-    async def interrupted(environment, code, *modules):
-        await real(environment, code, *modules)
-        if len(programs) == 5:  # both libraries are at work
+    async def interrupted(*program):
+        await real(*program)
+        if len(programs) == 5:  # both rows are at work
             os.kill(os.getpid(), signal.SIGINT)
         await asyncio.sleep(9)
 
-    monkeypatch.setattr(verify.Environment, "run", interrupted)
+    monkeypatch.setattr(verify, "run", interrupted)
     # a job in the background is started with Ctrl-C ignored
     before = signal.signal(signal.SIGINT, signal.default_int_handler)
-    status, _ = prove(OLD, NEW, "--again", "--envs", str(tmp_path / "envs"))
+    status, _ = prove(OLD, NEW, "--again", "--jobs", "2")
     signal.signal(signal.SIGINT, before)
     assert status == 130 and record_of().read_bytes() == whole
     assert not list((tmp_path / "temporary").iterdir())
-    assert not list((tmp_path / "envs").iterdir())
 
 
 @pytest.mark.parametrize(
@@ -447,7 +450,6 @@ def test_an_interrupt_leaves_a_whole_record_and_no_litter(prove, programs, tmp_p
     [
         (["--library", "nope"], "invalid choice: 'nope'"),
         (["--jobs", "0"], "--jobs must be 1 or more"),
-        (["--keep"], "--keep needs --envs FOLDER"),
     ],
 )
 def test_wrong_input_is_one_sentence(prove, capsys, options, sentence):
@@ -465,11 +467,12 @@ def test_a_machine_without_uv_is_told_what_to_do(prove, monkeypatch, capsys):
     assert "pip install uv" in capsys.readouterr().err
 
 
-def test_a_broken_record_is_told_in_one_sentence(prove):
+def test_a_broken_record_is_told_in_one_sentence(prove, capsys):
     """Prevents: a merge conflict in the record ends in a traceback."""
+    prove(OLD, NEW)
     record_of().write_text("<<<<<<< HEAD\n")
-    with pytest.raises(SystemExit, match="delete the file"):
-        prove(OLD, NEW)
+    assert verify.main([]) == 2
+    assert "record_updates.jsonl, line 1: not a JSON object" in capsys.readouterr().err
 
 
 def test_the_loader_needs_no_development_tools():
