@@ -41,8 +41,8 @@ class Adapter:
     """What is attached to each target."""
 
     rank: int = 16  # r; small ones do for reinforcement learning
-    # As in "LoRA without regret" (Thinking Machines, 2025): with 32 fixed the best learning rate
-    # hardly depends on the rank. The ReCode paper has rank 64, alpha 64.
+    # "LoRA without regret" (Thinking Machines, 2025): with 32 the best learning rate hardly depends
+    # on the rank. The ReCode paper has rank 64, alpha 64.
     alpha: float = 32
     dora: bool = False
     rslora: bool = False  # s = alpha / sqrt(r) (arXiv 2312.03732)
@@ -57,8 +57,7 @@ class Adapter:
             )
 
     @property
-    def scale(self) -> float:
-        """s."""
+    def scale(self) -> float:  # s
         return self.alpha / (math.sqrt(self.rank) if self.rslora else self.rank)
 
 
@@ -149,8 +148,8 @@ def adapter_of(model: PreTrainedModel) -> Adapter:
 def linear(model: PreTrainedModel) -> dict[str, nn.Linear]:
     """Every linear layer by name; a head tied to the embeddings is none, it would change both."""
     tied = model.get_input_embeddings().weight
-    found = ((name, m) for name, m in model.named_modules() if isinstance(m, nn.Linear))
-    return {name: m for name, m in found if m.weight is not tied}
+    found = {name: m for name, m in model.named_modules() if isinstance(m, nn.Linear)}
+    return {name: m for name, m in found.items() if m.weight is not tied}
 
 
 def named(model: PreTrainedModel, targets: str | Iterable[str]) -> set[str]:
@@ -240,9 +239,9 @@ def swapped(model: PreTrainedModel, tensors: dict[str, Tensor]) -> AbstractConte
 def in_use(model: PreTrainedModel) -> list[Adapted]:
     """The adapted layers, all of them in use: `disabled` in `merged` would find no base there."""
     found = list(layers(model).values())
-    if not all(layer.on for layer in found):
-        raise ValueError("disabled(), merged() and swapped() do not nest: leave one first.")
-    return found
+    if all(layer.on for layer in found):
+        return found
+    raise ValueError("disabled(), merged() and swapped() do not nest: leave one first.")
 
 
 @contextmanager
@@ -284,20 +283,16 @@ def save(model: PreTrainedModel, folder: str | Path) -> None:
     """Write the adapters alone, as PEFT does: adapter_model.safetensors and adapter_config.json."""
     if not layers(model):
         raise ValueError("This model has no adapters to save.")
-    Path(folder).mkdir(parents=True, exist_ok=True)
-    tensors = {k: p.detach().cpu().contiguous() for k, p in stored(model).items()}
-    save_file(tensors, Path(folder, WEIGHTS), metadata={"format": "pt"})
-    Path(folder, CONFIG).write_bytes(adapter_of(model).file or fresh_config(model))
-
-
-def fresh_config(model: PreTrainedModel) -> bytes:
-    """adapter_config.json of adapters that came from no file."""
     adapter = adapter_of(model)
     config = {theirs: getattr(adapter, ours) for theirs, ours in FIELDS.items()}
     config |= {"peft_type": "LORA", "task_type": "CAUSAL_LM", "bias": "none", "lora_dropout": 0.0}
     config |= {"base_model_name_or_path": model.name_or_path or None, "inference_mode": True}
     config["target_modules"] = sorted(adapter.targets) or last_parts(layers(model))
-    return json.dumps(config, indent=2, sort_keys=True).encode()
+    tensors = {k: p.detach().cpu().contiguous() for k, p in stored(model).items()}
+    Path(folder).mkdir(parents=True, exist_ok=True)
+    save_file(tensors, Path(folder, WEIGHTS), metadata={"format": "pt"})
+    content = adapter.file or json.dumps(config, indent=2, sort_keys=True).encode()
+    Path(folder, CONFIG).write_bytes(content)
 
 
 def load(model: PreTrainedModel, folder: str | Path) -> list[nn.Parameter]:

@@ -77,11 +77,12 @@ class Policy:
     def base_logp(self, rollout: Rollout, groups: list[int], temperature: float = 1.0) -> Tensor:
         """The same of the policy that the run began with: without the adapters, if there are any,
         or with those that it loaded."""
+        inside = contextlib.nullcontext()
         if self.began:
-            began = lora.swapped(self.model, self.began)
-        else:
-            began = lora.disabled(self.model) if self.adapted else contextlib.nullcontext()
-        with began:
+            inside = lora.swapped(self.model, self.began)
+        elif self.adapted:
+            inside = lora.disabled(self.model)
+        with inside:
             return self.logp(rollout, groups, temperature)
 
     def complete(self, examples: list[data.Example], *, max_new_tokens: int) -> list[str]:
