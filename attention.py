@@ -16,13 +16,11 @@ and no product joins two siblings, so none sees another. Three forwards, one att
                                               logits kept. It wants K_prompt copied beside each
                                               K_own, which is cheap: the model's work is saved
 
-`forward` runs a model so: it enters through transformers' attention interface (`attending`), builds
-no mask and no transformers cache, and puts the model's own attention back afterwards.
+`forward` runs a model so, through transformers' attention interface, without its masks and caches.
 
 Known elsewhere: Hydragen (arXiv 2402.05099) for decoding, nanochat's engine (prefill once, copy),
-verl's PrefixGrouper for training. Left out: paged caches, ALiBi, linear and hybrid attention,
-encoder-decoders, several modalities: `check_architecture` refuses. Sliding windows are masked, at
-the end of this file; a window saves no memory here.
+verl's PrefixGrouper for training. Left out: paged caches, and what `check_architecture` refuses.
+Sliding windows are masked, at the end of this file; a window saves no memory here.
 
 Shapes: B prompts (= groups), G samples a prompt, P prompt and T completion length, C hidden width,
 H query heads, K key heads (rep = H / K), D head width, S tokens of each sample in the cache, L
@@ -57,7 +55,7 @@ class Cache:
         if layer == len(self.own):
             self.own.append(tuple(x[:, :, :, None, :] for x in new))
         if S >= self.own[layer][0].shape[3]:  # out of room: double it
-            self.own[layer] = tuple(self._moved(x, max(64, 2 * S)) for x in self.own[layer])
+            self.own[layer] = tuple(self.roomy(x, max(64, 2 * S)) for x in self.own[layer])
         for buffer, x in zip(self.own[layer], new, strict=True):
             buffer[:, :, :, S] = x  # in place: nothing is concatenated
         return [buffer[:, :, :, : S + 1] for buffer in self.own[layer]]
@@ -69,13 +67,11 @@ class Cache:
             # the two index tensors meet as [B', G'], in front: -> [B', G', K, S, D]
             kept = (x[:, :, :, : self.length][groups[:, None], :, order] for x in pair)
             room = pair[0].shape[3]
-            self.own[layer] = tuple(self._moved(x.transpose(1, 2), room) for x in kept)
+            self.own[layer] = tuple(self.roomy(x.transpose(1, 2), room) for x in kept)
 
-    def _moved(self, x: Tensor, room: int) -> Tensor:
-        """Copy the S tokens of x into a fresh buffer with room for more."""
-        buffer = x.new_empty(*x.shape[:3], room, x.shape[4])
-        buffer[:, :, :, : self.length] = x[:, :, :, : self.length]
-        return buffer
+    def roomy(self, x: Tensor, room: int) -> Tensor:
+        """The S tokens of x with room for more: of zeros, for NaN in fresh memory shows through."""
+        return F.pad(x[:, :, :, : self.length], (0, 0, 0, room - self.length))
 
 
 @dataclass
@@ -135,24 +131,32 @@ def shared_prefix_attention(module, q, k, v, attention_mask=None, scaling=None, 
 
 def decode_attention(q, k, v, layout: Layout, layer: int, window: int | None) -> Tensor:
     """Every sample's newest token attends to the cache: q [B, H, G, D] -> [B, G, H, D]."""
-    k_prompt, v_prompt = layout.cache.prompt[layer]  # [B, K, P, D]
-    k_own, v_own = layout.cache.write(layer, (k, v))  # [B, K, G, S, D]
-    P, bias = k_prompt.shape[2], layout.bias
+    prompt = layout.cache.prompt[layer]  # k and v, each [B, K, P, D]
+    own = layout.cache.write(layer, (k, v))  # [B, K, G, S, D]
+    bias = layout.bias
     if window is not None:
-        k_own, v_own = (x[:, :, :, -window:] for x in (k_own, v_own))
-        bias = left_behind(layout, P, window, bias)
-    K, G, S = k_own.shape[1:4]
+        own = [x[:, :, :, -window:] for x in own]
+        bias = left_behind(layout, prompt[0].shape[2], window)
     # the rep query heads of one key head become query rows, so no key is ever repeated
-    q = q.unflatten(1, (K, -1)).transpose(2, 3)  # [B, H, G, D] -> [B, K, G, rep, D]
-    to_prompt = q.flatten(2, 3) @ k_prompt.mT  # the group in one product -> [B, K, G*rep, P]
-    if bias is not None:
-        to_prompt += bias
-    to_own = q @ k_own.mT  # [B, K, G, rep, S]
-    logits = torch.cat([to_prompt.unflatten(2, (G, -1)), to_own], dim=-1)  # -> [.., rep, P + S]
-    prob = logits.softmax(-1, dtype=torch.float32).to(v.dtype)
-    to_prompt, to_own = prob.split([P, S], dim=-1)
-    out = (to_prompt.flatten(2, 3) @ v_prompt).unflatten(2, (G, -1)) + to_own @ v_own
+    q = q.unflatten(1, (k.shape[1], -1)).transpose(2, 3)  # [B, H, G, D] -> [B, K, G, rep, D]
+    out = group_attention(q, prompt, own, None if bias is None else bias[:, None])
     return out.transpose(1, 2).flatten(2, 3)  # [B, K, G, rep, D] -> [B, G, H, D]
+
+
+def group_attention(q: Tensor, prompt: tuple, own: list[Tensor], bias: Tensor | None) -> Tensor:
+    """R query rows of each sample attend to prompt and own tokens: q [B, K, G, R, D] -> the same.
+
+    `bias` is added to the logits [B, K, G, R, P + S], or to the first of them, the prompt's.
+    """
+    (k_prompt, v_prompt), (k_own, v_own) = prompt, own
+    G, P, S = q.shape[2], k_prompt.shape[2], k_own.shape[3]
+    to_prompt = q.flatten(2, 3) @ k_prompt.mT  # the group in one product -> [B, K, G*R, P]
+    logits = torch.cat([to_prompt.unflatten(2, (G, -1)), q @ k_own.mT], dim=-1)
+    if bias is not None:
+        logits[..., : bias.shape[-1]] += bias
+    prob = logits.softmax(-1, dtype=torch.float32).to(v_own.dtype)
+    to_prompt, to_own = prob.split([P, S], dim=-1)
+    return (to_prompt.flatten(2, 3) @ v_prompt).unflatten(2, (G, -1)) + to_own @ v_own
 
 
 def row_attention(q, k, v, texts: list, scale: float, window: int | None) -> Tensor:
@@ -202,15 +206,16 @@ def forward(model: PreTrainedModel, ids: Tensor, position: Tensor, layout: Layou
     layout.calls = layout.windows = 0
     with attending(model, layout):
         out = model.get_decoder()(input_ids=ids, position_ids=position, use_cache=False)
-    if layout.calls != model.config.num_hidden_layers:
+    name, layers, windows = type(model).__name__, model.config.num_hidden_layers, windowed(model)
+    if layout.calls != layers:
         raise ValueError(
-            f"{type(model).__name__} ran this attention in {layout.calls} of its "
-            f"{model.config.num_hidden_layers} layers: all must be softmax attention."
+            f"{name} ran this attention in {layout.calls} of its {layers} layers: all must be "
+            "softmax attention."
         )
-    if layout.windows != windowed(model.config):
+    if layout.windows != windows:
         raise ValueError(
-            f"{type(model).__name__} handed its window over in {layout.windows} of "
-            f"{windowed(model.config)} layers that have one, so attention.py cannot apply it."
+            f"{name} handed its window over in {layout.windows} of {windows} layers that have one, "
+            "so attention.py cannot apply it."
         )
     return out.last_hidden_state
 
@@ -254,7 +259,7 @@ def as_bias(unseen: Tensor) -> Tensor:
 
 
 def check_architecture(model: PreTrainedModel, length: int) -> None:
-    """Raise ValueError naming what is not supported, for texts of up to `length` tokens."""
+    """ValueError naming what is not supported, for texts of up to `length` tokens."""
     config = model.config
     kinds = set(getattr(config, "layer_types", None) or ["full_attention"])
     backend = getattr(model, "_supports_attention_backend", False)
@@ -266,11 +271,9 @@ def check_architecture(model: PreTrainedModel, length: int) -> None:
         f"rotary positions that change in texts of {length} tokens": rope_limit(config) < length,
         "soft-capped logits": getattr(config, "final_logit_softcapping", None),
     }
-    for feature, present in lacking.items():
-        if present:
-            raise ValueError(
-                f"{type(model).__name__} has {feature}, which attention.py does not support."
-            )
+    name, found = type(model).__name__, [what for what, present in lacking.items() if present]
+    if found:
+        raise ValueError(f"{name} has {found[0]}, which attention.py does not support.")
 
 
 def rope_limit(config) -> float:
@@ -290,8 +293,9 @@ def rope_limit(config) -> float:
 # ---- Sliding windows (Mistral, Gemma 3, ...): a token sees the `window` newest, itself included --
 
 
-def windowed(config) -> int:
+def windowed(model: PreTrainedModel) -> int:
     """How many layers have a window."""
+    config = model.config
     kinds = getattr(config, "layer_types", None) or ["sliding_attention"] * config.num_hidden_layers
     return kinds.count("sliding_attention") if getattr(config, "sliding_window", None) else 0
 
@@ -311,10 +315,10 @@ def within(bias: Tensor, window: int | None) -> Tensor:
     return bias.masked_fill(gone, -torch.inf)
 
 
-def left_behind(layout: Layout, P: int, window: int, bias: Tensor | None) -> Tensor | None:
-    """`bias` on the prompts' keys, with -inf also on what the newest token's window left behind."""
+def left_behind(layout: Layout, P: int, window: int) -> Tensor | None:
+    """The bias on the prompts' keys, with -inf also where the newest token's window has passed."""
     if window > P + layout.cache.length:
-        return bias
+        return layout.bias
     oldest = layout.start + layout.cache.length - window + 1  # [B], the first position it sees
     gone = as_bias(torch.arange(P, device=oldest.device) < oldest[:, None])[:, None, None]
-    return gone if bias is None else bias + gone  # [B, 1, 1, P]
+    return gone if layout.bias is None else layout.bias + gone  # [B, 1, 1, P]

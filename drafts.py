@@ -22,13 +22,13 @@ are looked at; H query heads, K key heads (rep = H / K), D head width.
 
 from collections.abc import Callable
 from dataclasses import dataclass, field
+from os.path import commonprefix  # of lists too
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor
 from transformers import PreTrainedModel
 
-from attention import Cache, Layout, as_bias, forward
+from attention import Cache, Layout, as_bias, forward, group_attention
 from rollout import Tail, head
 
 MATCH = 5, 3, 2  # tokens that are looked up, the longest match first
@@ -64,26 +64,26 @@ def check(
 ) -> list[tuple[Tensor, ...]]:
     """Run each row's newest token and its draft, and draw behind each: -> tokens and logp, of each
     row [n]."""
-    new = [[row.text[-1], *row.draft] for row in rows]
     table = [
         (token, row.number, *row.place, j, row.length - 1 + j)
-        for row, tokens in zip(rows, new, strict=True)
-        for j, token in enumerate(tokens)
+        for row in rows
+        for j, token in enumerate([row.text[-1], *row.draft])
     ]
-    n, S = max(map(len, new)), max(row[-1] for row in table) + 1
+    sizes = [1 + len(row.draft) for row in rows]
+    S = max(row.length + len(row.draft) for row in rows)
     ids, number, b, g, j, at = torch.tensor(table, device=tail.tokens.device).T  # [M] each
-    layout.decode = Step((b, g, j), at, (*tail.row.shape, n), S, layout.start).attention
+    layout.decode = Step((b, g, j), at, (*tail.row.shape, max(sizes)), S, layout.start).attention
     hidden = forward(model, ids[None], (layout.start[b] + at)[None], layout)  # [1, M, C]
     drawn = pick(head(model, hidden), tail.uniform[at + 1, number][None])
-    return [x[0].split([len(tokens) for tokens in new]) for x in drawn]
+    return [x[0].split(sizes) for x in drawn]
 
 
 def widen(cache: Cache, G: int, T: int) -> None:
-    """Give each sample room for T tokens: zeros, for the NaN of fresh memory would show through."""
-    S, own = cache.length, cache.own
-    if not S:  # no token was decoded yet
+    """Give each sample room for T tokens."""
+    own = cache.own
+    if not cache.length:  # no token was decoded yet
         own = [[x[:, :, None, :0].expand(-1, -1, G, -1, -1) for x in kv] for kv in cache.prompt]
-    cache.own = [tuple(F.pad(x[:, :, :, :S], (0, 0, 0, T - S)) for x in kv) for kv in own]
+    cache.own = [tuple(cache.roomy(x, T) for x in kv) for kv in own]
 
 
 # ------------------------------------------------------------------------------------------------
@@ -120,7 +120,7 @@ class Row:
 
     def take(self, drawn: list[int], ends: set[int]) -> None:
         """Say what was drawn, up to the first token that differs from the draft or ends."""
-        right = agreement(self.draft, drawn)
+        right = len(commonprefix([self.draft, drawn]))
         kept = drawn[: right + 1]
         kept = kept[: next((i for i, token in enumerate(kept, 1) if token in ends), None)]
         if self.guess:
@@ -153,12 +153,6 @@ def note(seen: Seen, text: list[int], start: int) -> None:
         seen.update({tuple(text[i - n : i]): (text, i) for n in MATCH if i >= n})
 
 
-def agreement(a: list[int], b: list[int]) -> int:
-    """How many tokens are the same from the start: [7, 8, 9] and [7, 8, 1, 2] -> 2."""
-    pairs = enumerate(zip(a, b, strict=False))
-    return next((i for i, (x, y) in pairs if x != y), min(len(a), len(b)))
-
-
 # ------------------------------------------------------------------------------------------------
 # Attention of rows that have lengths and drafts of their own
 # ------------------------------------------------------------------------------------------------
@@ -177,23 +171,16 @@ class Step:
 
     def attention(self, q, k, v, layout: Layout, layer: int, window: int | None) -> Tensor:
         """decode_attention for several tokens a row: q [1, H, M, D] -> [1, M, H, D]."""
-        k_prompt, v_prompt = layout.cache.prompt[layer]  # [B, K, P, D]
-        (b, g, _), (_, G, n), S = self.place, self.shape, self.S
+        (b, g, _), prompt = self.place, layout.cache.prompt[layer]
         for buffer, x in zip(layout.cache.own[layer], (k, v), strict=True):
             buffer[b, :, g, self.at] = x[0].transpose(0, 1)  # [M, K, D]
-        k_own, v_own = (x[:, :, :, :S] for x in layout.cache.own[layer])  # [B, K, G, S, D]
+        own = [x[:, :, :, : self.S] for x in layout.cache.own[layer]]  # [B, K, G, S, D]
         q = self.spread(q[0].transpose(0, 1).unflatten(1, (k.shape[1], -1)))  # [M, K, rep, D] ->
-        q = q.permute(0, 3, 1, 2, 4, 5)  # [B, G, n, K, rep, D] -> [B, K, G, n, rep, D]
-        P, rep = k_prompt.shape[2], q.shape[4]
-        to_prompt = (q.flatten(2, 4) @ k_prompt.mT).unflatten(2, (G, n, rep))  # once a group
-        to_own = (q.flatten(3, 4) @ k_own.mT).unflatten(3, (n, rep))
-        logits = torch.cat([to_prompt, to_own], dim=-1) + self.unseen(P, window)
-        prob = logits.softmax(-1, dtype=torch.float32).to(v.dtype)  # [B, K, G, n, rep, P + S]
-        to_prompt, to_own = prob.split([P, S], dim=-1)
-        out = (to_prompt.flatten(2, 4) @ v_prompt).unflatten(2, (G, n, rep))
-        out = out + (to_own.flatten(3, 4) @ v_own).unflatten(3, (n, rep))
-        out = out.permute(0, 2, 3, 1, 4, 5)[self.place]  # -> [M, K, rep, D]
-        return out.flatten(1, 2)[None]
+        rep = q.shape[4]  # [B, G, n, K, rep, D] -> [B, K, G, n*rep, D]
+        q = q.permute(0, 3, 1, 2, 4, 5).flatten(3, 4)
+        out = group_attention(q, prompt, own, self.unseen(prompt[0].shape[2], window, rep))
+        out = out.unflatten(3, (-1, rep)).permute(0, 2, 3, 1, 4, 5)  # -> [B, G, n, K, rep, D]
+        return out[self.place].flatten(1, 2)[None]
 
     def spread(self, x: Tensor) -> Tensor:
         """Give each row its own tokens: [M, ..] -> [B, G, n, ..], 0 where a row has fewer."""
@@ -201,8 +188,8 @@ class Step:
         wide[self.place] = x
         return wide
 
-    def unseen(self, P: int, window: int | None) -> Tensor:
-        """-inf on what a token must not see, else 0: [B, 1, G, n, 1, P + S]."""
+    def unseen(self, P: int, window: int | None, rep: int) -> Tensor:
+        """-inf on what a token must not see, else 0: [B, 1, G, n*rep, P + S]."""
         if window not in self.bias:
             start, i = self.start[:, None], torch.arange(P + self.S, device=self.at.device)
             padding = (i < P) & (i >= start)  # [B, P + S]
@@ -210,5 +197,5 @@ class Step:
             back = own[..., None] - i.where(i < P, start + i - P)[:, None, None]
             gone = padding[:, None, None] | (back < 0)  # [B, G, n, P + S]
             gone |= back >= window if window else False
-            self.bias[window] = as_bias(gone)[:, None, :, :, None]
+            self.bias[window] = as_bias(gone)[:, None].repeat_interleave(rep, dim=3)
         return self.bias[window]

@@ -17,14 +17,14 @@ too. n and m/n - 1 are computed in float32: in bf16, m/n would lose a growth of 
 One model plays three parts: it trains with adapters attached, is its own reference inside
 `disabled` (or `swapped`, where it began with trained ones), and decodes fast inside `merged`.
 Files are PEFT's, both ways. Not here: adapters of embeddings, convolutions or quantized layers,
-several adapters at once, trained biases.
+several adapters at once, trained biases, dropout: the policy that trains is the one that sampled.
 """
 
 import json
 import math
 import re
 from collections.abc import Iterable, Iterator
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -41,25 +41,23 @@ class Adapter:
     """What is attached to each target."""
 
     rank: int = 16  # r; small ones do for reinforcement learning
-    # As in "LoRA without regret" (Thinking Machines, 2025): with 32 fixed the best learning rate
-    # hardly depends on the rank. The ReCode paper has rank 64, alpha 64.
+    # "LoRA without regret" (Thinking Machines, 2025): with 32 the best learning rate hardly depends
+    # on the rank. The ReCode paper has rank 64, alpha 64.
     alpha: float = 32
-    dropout: float = 0.0  # share of x that the correction does not see, in train() alone
     dora: bool = False
     rslora: bool = False  # s = alpha / sqrt(r) (arXiv 2312.03732)
     targets: tuple[str, ...] = ()  # last parts of module names; (): every linear layer but the head
     file: bytes = field(default=b"", repr=False)  # adapter_config.json as loaded, to write back
 
     def __post_init__(self):
-        if self.rank < 1 or not self.alpha > 0 or not 0 <= self.dropout < 1:
+        if self.rank < 1 or not self.alpha > 0:
             raise ValueError(
-                f"Adapters of rank {self.rank}, alpha {self.alpha}, dropout {self.dropout}: give a "
-                "rank of 1 or more, an alpha above 0 and a dropout from 0 to below 1."
+                f"Adapters of rank {self.rank}, alpha {self.alpha}: give a rank of 1 or more and "
+                "an alpha above 0."
             )
 
     @property
-    def scale(self) -> float:
-        """s."""
+    def scale(self) -> float:  # s
         return self.alpha / (math.sqrt(self.rank) if self.rslora else self.rank)
 
 
@@ -89,17 +87,13 @@ class Adapted(nn.Linear):
     def forward(self, x: Tensor) -> Tensor:  # [.., in] -> [.., out]
         if not self.on:
             return F.linear(x, self.weight, self.bias)
-        dropping = self.training and self.adapter.dropout > 0
-        seen = F.dropout(x, self.adapter.dropout) if dropping else x  # D(x)
-        low = F.linear(seen, self.lora_A.to(x.dtype))  # [.., r]
-        delta = F.linear(low, (self.adapter.scale * self.lora_B).to(x.dtype))  # s B A D(x)
+        low = F.linear(x, self.lora_A.to(x.dtype))  # [.., r]
+        delta = F.linear(low, (self.adapter.scale * self.lora_B).to(x.dtype))  # s B A x
         if self.lora_magnitude_vector is None:
             return F.linear(x, self.weight, self.bias) + delta
-        y = F.linear(seen, self.weight) + delta
+        y = F.linear(x, self.weight) + delta
         beyond = self.lora_magnitude_vector / self.norm() - 1  # float32 [out]
         y = torch.addcmul(y, y, beyond.to(y.dtype))  # m/n y, without float32 copies of a bf16 y
-        if dropping:  # y = W x + (m/n - 1) W D(x) + m/n s B A D(x) + b: what D took, W still sees
-            y = y + F.linear(x - seen, self.weight)
         return y if self.bias is None else y + self.bias
 
     @torch.no_grad()
@@ -154,20 +148,28 @@ def adapter_of(model: PreTrainedModel) -> Adapter:
 def linear(model: PreTrainedModel) -> dict[str, nn.Linear]:
     """Every linear layer by name; a head tied to the embeddings is none, it would change both."""
     tied = model.get_input_embeddings().weight
-    found = ((name, m) for name, m in model.named_modules() if isinstance(m, nn.Linear))
-    return {name: m for name, m in found if m.weight is not tied}
+    found = {name: m for name, m in model.named_modules() if isinstance(m, nn.Linear)}
+    return {name: m for name, m in found.items() if m.weight is not tied}
+
+
+def named(model: PreTrainedModel, targets: str | Iterable[str]) -> set[str]:
+    """Names of the linear layers that PEFT's `target_modules` means: "all-linear", a regular
+    expression of whole names, or last parts of names."""
+    found, head = linear(model), model.get_output_embeddings()
+    if str(targets).lower() == "all-linear":
+        return {name for name, layer in found.items() if layer is not head}
+    if isinstance(targets, str):
+        return {name for name in found if re.fullmatch(targets, name)}
+    return {name for name in found for target in targets if f".{name}".endswith(f".{target}")}
 
 
 def chosen(model: PreTrainedModel, targets: tuple[str, ...]) -> set[str]:
-    """Names of the linear layers that end with a target, as in PEFT: whole parts of a name."""
-    found, head = linear(model), model.get_output_embeddings()
-    if not targets:
-        return {name for name, layer in found.items() if layer is not head}
+    """The same for an Adapter's targets. ValueError if one of them names no linear layer."""
     for target in targets:
-        if not any(called(name, [target]) for name in found):
-            known = ", ".join(last_parts(found))
+        if not named(model, [target]):
+            known = ", ".join(last_parts(linear(model)))
             raise ValueError(f"targets: no linear layer is called {target!r}, choose from {known}.")
-    return {name for name in found if called(name, targets)}
+    return named(model, targets or "all-linear")
 
 
 def last_parts(names: Iterable[str]) -> list[str]:
@@ -202,37 +204,22 @@ def wrap(model: PreTrainedModel, names: set[str], adapter: Adapter) -> list[nn.P
     return [p for p in model.parameters() if p.requires_grad]
 
 
-@contextmanager
-def disabled(model: PreTrainedModel) -> Iterator[None]:
+def disabled(model: PreTrainedModel) -> AbstractContextManager:
     """Inside, the model is its base, bit for bit: the reference needs no second copy."""
     if not (found := in_use(model)):
         raise ValueError("This model has no adapters that could be off: its reference is a copy.")
-    try:
-        for layer in found:
-            layer.on = False
-        yield
-    finally:
-        for layer in found:
-            layer.on = True
+    return changed((layer, "on", False) for layer in found)
 
 
-@contextmanager
-def merged(model: PreTrainedModel) -> Iterator[None]:
+def merged(model: PreTrainedModel) -> AbstractContextManager:
     """Inside, plain layers with merged weights: for decoding, where the adapters would cost most.
 
     The originals are set aside and put back, never computed back: W + d - d drifts in bf16. Inside
     they take their memory once more. A model without adapters stays as it is. No training inside.
     """
     found = in_use(model)
-    kept = [layer.weight for layer in found]
-    try:
-        for layer in found:
-            layer.weight = nn.Parameter(layer.merge(), requires_grad=False)
-            layer.on = False
-        yield
-    finally:
-        for layer, weight in zip(found, kept, strict=True):
-            layer.weight, layer.on = weight, True
+    plain = [(x, "weight", nn.Parameter(x.merge(), requires_grad=False)) for x in found]
+    return changed([*plain, *((layer, "on", False) for layer in found)])
 
 
 def frozen(model: PreTrainedModel) -> dict[str, Tensor]:
@@ -240,43 +227,48 @@ def frozen(model: PreTrainedModel) -> dict[str, Tensor]:
     return {k: p.detach().clone() for k, p in stored(model).items()}
 
 
-@contextmanager
-def swapped(model: PreTrainedModel, tensors: dict[str, Tensor]) -> Iterator[None]:
+def swapped(model: PreTrainedModel, tensors: dict[str, Tensor]) -> AbstractContextManager:
     """Inside, the adapters hold what `frozen` gave: the reference of a run that began with them.
 
     A backward of what was computed outside finds its numbers again. No training inside.
     """
     in_use(model)
-    own = stored(model)
-    kept = {k: p.data for k, p in own.items()}
-    try:
-        for k, p in own.items():
-            p.data = tensors[k]
-        yield
-    finally:
-        for k, p in own.items():
-            p.data = kept[k]
+    return changed((p, "data", tensors[k]) for k, p in stored(model).items())
 
 
 def in_use(model: PreTrainedModel) -> list[Adapted]:
     """The adapted layers, all of them in use: `disabled` in `merged` would find no base there."""
     found = list(layers(model).values())
-    if not all(layer.on for layer in found):
-        raise ValueError("disabled(), merged() and swapped() do not nest: leave one first.")
-    return found
+    if all(layer.on for layer in found):
+        return found
+    raise ValueError("disabled(), merged() and swapped() do not nest: leave one first.")
+
+
+@contextmanager
+def changed(changes: Iterable[tuple[object, str, object]]) -> Iterator[None]:
+    """Inside, these attributes (of whom, name, value) are others; whatever ends it, they return."""
+    kept = []
+    try:
+        for thing, name, value in changes:
+            kept.append((thing, name, getattr(thing, name)))
+            setattr(thing, name, value)
+        yield
+    finally:
+        for thing, name, value in kept:
+            setattr(thing, name, value)
 
 
 # ---- files ---------------------------------------------------------------------------------------
 
 CONFIG, WEIGHTS = "adapter_config.json", "adapter_model.safetensors"
 PREFIX = "base_model.model."  # PEFT's wrapper around the model
-FIELDS = {"r": "rank", "lora_alpha": "alpha", "lora_dropout": "dropout"}  # PEFT's names of ours
-FIELDS |= {"use_dora": "dora", "use_rslora": "rslora"}
-# settings that change no number of a finished adapter; which layers it has: `check_whole`
-NEUTRAL = set(
-    "target_modules exclude_modules layers_to_transform layers_pattern base_model_name_or_path "
-    "task_type revision auto_mapping inference_mode megatron_core qalora_group_size "
-    "peft_version".split()
+# PEFT's names of ours
+FIELDS = {"r": "rank", "lora_alpha": "alpha", "use_dora": "dora", "use_rslora": "rslora"}
+NARROW = {"exclude_modules", "layers_to_transform", "layers_pattern"}  # not all of target_modules
+# settings that change no number of a finished adapter
+NEUTRAL = NARROW | set(
+    "target_modules base_model_name_or_path task_type revision auto_mapping inference_mode "
+    "megatron_core qalora_group_size lora_dropout peft_version".split()
 )
 # what others may be; the rest, later inventions included, must be switched off
 KNOWN = {
@@ -292,19 +284,15 @@ def save(model: PreTrainedModel, folder: str | Path) -> None:
     if not layers(model):
         raise ValueError("This model has no adapters to save.")
     adapter = adapter_of(model)
-    Path(folder).mkdir(parents=True, exist_ok=True)
-    tensors = {k: p.detach().cpu().contiguous() for k, p in stored(model).items()}
-    save_file(tensors, Path(folder, WEIGHTS), metadata={"format": "pt"})
-    Path(folder, CONFIG).write_bytes(adapter.file or described(model, adapter))
-
-
-def described(model: PreTrainedModel, adapter: Adapter) -> bytes:
-    """adapter_config.json of a fresh adapter."""
     config = {theirs: getattr(adapter, ours) for theirs, ours in FIELDS.items()}
-    config |= {"peft_type": "LORA", "task_type": "CAUSAL_LM", "bias": "none"}
+    config |= {"peft_type": "LORA", "task_type": "CAUSAL_LM", "bias": "none", "lora_dropout": 0.0}
     config |= {"base_model_name_or_path": model.name_or_path or None, "inference_mode": True}
     config["target_modules"] = sorted(adapter.targets) or last_parts(layers(model))
-    return json.dumps(config, indent=2, sort_keys=True).encode()
+    tensors = {k: p.detach().cpu().contiguous() for k, p in stored(model).items()}
+    Path(folder).mkdir(parents=True, exist_ok=True)
+    save_file(tensors, Path(folder, WEIGHTS), metadata={"format": "pt"})
+    content = adapter.file or json.dumps(config, indent=2, sort_keys=True).encode()
+    Path(folder, CONFIG).write_bytes(content)
 
 
 def load(model: PreTrainedModel, folder: str | Path) -> list[nn.Parameter]:
@@ -316,14 +304,15 @@ def load(model: PreTrainedModel, folder: str | Path) -> list[nn.Parameter]:
     for name in (CONFIG, WEIGHTS):
         if not Path(folder, name).is_file():
             raise ValueError(f"{folder} holds no adapter: {name} is not there.")
-    adapter = read_config(Path(folder, CONFIG))
+    adapter, names = read_config(model, Path(folder, CONFIG))
     try:
         tensors = load_file(Path(folder, WEIGHTS))
     except SafetensorError as error:
         raise ValueError(f"{folder}/{WEIGHTS} is broken: {error}") from None
     if not tensors:
         raise ValueError(f"{folder}/{WEIGHTS} holds no tensors: save the adapters again.")
-    names = {k.removeprefix(PREFIX).partition(".lora_")[0] for k in tensors}
+    if names is None:  # the tensors alone say it
+        names = {k.removeprefix(PREFIX).partition(".lora_")[0] for k in tensors}
     trained, own = wrap(model, names, adapter), stored(model)
     for k in sorted(own.keys() | tensors.keys()):
         given, wanted = (tuple(x[k].shape) if k in x else "missing" for x in (tensors, own))
@@ -334,54 +323,30 @@ def load(model: PreTrainedModel, folder: str | Path) -> list[nn.Parameter]:
             )
         if not torch.isfinite(tensors[k]).all():
             raise ValueError(f"{folder}/{WEIGHTS}: {k} holds numbers that are not finite.")
-    check_whole(model, folder, json.loads(adapter.file))
-    for k, p in own.items():
-        p.data.copy_(tensors[k])
+        own[k].data.copy_(tensors[k])
     return trained
 
 
-def check_whole(model: PreTrainedModel, folder: str | Path, config: dict) -> None:
-    """ValueError unless the model has adapters on the very layers that the folder's config names.
-
-    A file without `target_modules`, which is PEFT's word for "as usual", is taken as it is.
-    """
-    if not config.get("target_modules"):
-        return
-    head, found = model.get_output_embeddings(), layers(model).keys()
+def read_config(model: PreTrainedModel, file: Path) -> tuple[Adapter, set[str] | None]:
+    """PEFT's adapter_config.json, if it asks for nothing that is not here, and the layers that it
+    names: None where it names none, "as usual", or only some of its targets."""
+    content = file.read_bytes()
     try:
-        wanted = {name for name, x in linear(model).items() if asked(config, name, x is head)}
+        config = {"peft_type": None, "r": 8, "lora_alpha": 8} | json.loads(content)  # its defaults
+        ours = {FIELDS[k]: v for k, v in config.items() if k in FIELDS}
+        adapter = Adapter(**ours, file=content)
+        whole = config.get("target_modules") and all(config.get(k) in (None, []) for k in NARROW)
+        names = named(model, config["target_modules"]) if whole else None
     except (TypeError, ValueError, re.error) as error:
-        raise ValueError(f"{folder}/{CONFIG} does not describe an adapter: {error}") from None
-    if wanted != found:
-        name = min(wanted ^ found)
-        there, here = (WEIGHTS, CONFIG) if name in found else (CONFIG, WEIGHTS)
+        raise ValueError(f"{file} does not describe an adapter: {error}") from None
+    others = {k: v for k, v in config.items() if k not in FIELDS and k not in NEUTRAL}
+    refused = [f"{k} {v!r}" for k, v in others.items() if v not in KNOWN.get(k, OFF)]
+    if refused:
         raise ValueError(
-            f"{folder} is not whole: {name} has adapters in {there}, but not in {here}: save the "
-            "adapters again."
+            f"{file} asks for {', '.join(refused)}: only plain LoRA and DoRA of linear layers are "
+            "here, merge such an adapter into its base with PEFT and load the result."
         )
-
-
-def asked(config: dict, name: str, is_head: bool) -> bool:
-    """Whether PEFT, reading this config, puts adapters on the linear layer of this name."""
-    targets, numbers = config["target_modules"], config.get("layers_to_transform")
-    every = str(targets).lower() == "all-linear"
-    hit = not is_head if every else called(name, targets)
-    if not hit or called(name, config.get("exclude_modules") or []):
-        return False
-    if isinstance(targets, str) or name in targets or numbers in (None, []):
-        return True
-    patterns = config.get("layers_pattern") or r"[^.]+\.[^.]*"
-    for pattern in [patterns] if isinstance(patterns, str) else patterns:
-        if found := re.match(rf"(?:^|.*?\.){pattern}\.(\d+)\.", name):
-            return int(found[1]) in ([numbers] if isinstance(numbers, int) else numbers)
-    return False
-
-
-def called(name: str, targets: str | Iterable[str]) -> bool:
-    """Whether a regular expression is the whole name, or one of several is its last parts."""
-    if isinstance(targets, str):
-        return bool(re.fullmatch(targets, name))
-    return any(f".{name}".endswith(f".{target}") for target in targets)
+    return adapter, names
 
 
 def stored(model: PreTrainedModel) -> dict[str, nn.Parameter]:
@@ -392,25 +357,6 @@ def stored(model: PreTrainedModel) -> dict[str, nn.Parameter]:
         for part, p in layer.named_parameters()
         if part.startswith("lora_")
     }
-
-
-def read_config(file: Path) -> Adapter:
-    """PEFT's adapter_config.json, if it asks for nothing that is not here."""
-    content = file.read_bytes()
-    try:
-        config = {"peft_type": None, "r": 8, "lora_alpha": 8} | json.loads(content)  # its defaults
-        ours = {FIELDS[k]: v for k, v in config.items() if k in FIELDS}
-        adapter = Adapter(**ours, file=content)
-    except (TypeError, ValueError) as error:
-        raise ValueError(f"{file} does not describe an adapter: {error}") from None
-    others = {k: v for k, v in config.items() if k not in FIELDS and k not in NEUTRAL}
-    refused = [f"{k} {v!r}" for k, v in others.items() if v not in KNOWN.get(k, OFF)]
-    if refused:
-        raise ValueError(
-            f"{file} asks for {', '.join(refused)}: only plain LoRA and DoRA of linear layers are "
-            "here, merge such an adapter into its base with PEFT and load the result."
-        )
-    return adapter
 
 
 def save_merged(model: PreTrainedModel, folder: str | Path) -> None:

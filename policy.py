@@ -11,15 +11,11 @@ Shapes: B prompts, G samples a prompt, T completion length.
 
 import contextlib
 import json
-import struct
 import sys
 from dataclasses import dataclass, field
 from pathlib import Path
-from pickle import UnpicklingError
 
 import torch
-from huggingface_hub.errors import StrictDataclassError
-from safetensors import SafetensorError
 from torch import Tensor
 from transformers import (
     AutoModelForCausalLM,
@@ -46,12 +42,8 @@ class Policy:
     eos_ids: list[int]
     pad_id: int
     dtype: torch.dtype = torch.float32  # of matrix products; trained weights are always float32
+    adapted: bool = False  # adapters are trained, and the base is frozen
     began: dict[str, Tensor] = field(default_factory=dict)  # adapters that the run began with
-
-    @property
-    def adapted(self) -> bool:
-        """Whether adapters are trained, and the base is frozen."""
-        return bool(lora.layers(self.model))
 
     def precision(self) -> torch.autocast:
         """Inside, matrix products run in `dtype`: those of a base under adapters do so anyway."""
@@ -85,11 +77,12 @@ class Policy:
     def base_logp(self, rollout: Rollout, groups: list[int], temperature: float = 1.0) -> Tensor:
         """The same of the policy that the run began with: without the adapters, if there are any,
         or with those that it loaded."""
+        inside = contextlib.nullcontext()
         if self.began:
-            began = lora.swapped(self.model, self.began)
-        else:
-            began = lora.disabled(self.model) if self.adapted else contextlib.nullcontext()
-        with began:
+            inside = lora.swapped(self.model, self.began)
+        elif self.adapted:
+            inside = lora.disabled(self.model)
+        with inside:
             return self.logp(rollout, groups, temperature)
 
     def complete(self, examples: list[data.Example], *, max_new_tokens: int) -> list[str]:
@@ -114,8 +107,8 @@ class Policy:
 
     def adapt(self, adapter: lora.Adapter, generator: torch.Generator) -> None:
         """Freeze the model, in `dtype`, and put fresh adapters on it."""
-        self.model.to(self.dtype)
-        lora.attach(self.model, adapter, generator)
+        lora.attach(self.model.to(self.dtype), adapter, generator)
+        self.adapted = True
 
     def save(self, folder: Path, weights: dict[str, Tensor] | None = None) -> None:
         """The adapters alone if there are any, else the model, or these weights of it; and the
@@ -133,14 +126,6 @@ class Policy:
         return written(self.prompts(examples), answers, self.pad_id, self.model.device)
 
 
-# What transformers, safetensors and torch raise for one broken model folder or another.
-UNREADABLE = (
-    *(OSError, ValueError, RuntimeError, TypeError, KeyError, AttributeError, ImportError),
-    *(EOFError, ArithmeticError, SafetensorError, UnpicklingError),
-    *(struct.error, StrictDataclassError),  # a GGUF file cut short; config.json's wrong types
-)
-
-
 def load(name: str, device: str | torch.device, dtype: str = "float32") -> Policy:
     """A causal language model, its tokenizer, and every id that may end an answer.
 
@@ -150,35 +135,33 @@ def load(name: str, device: str | torch.device, dtype: str = "float32") -> Polic
     be had, or is not whole: transformers would fill a gap with random weights.
     """
     name = name or str(data.POLICY)
+    adapted = is_adapter(name)
     try:
         base, revision = base_of(name)
         model, tokenizer, loading = read(base, revision)
-        tokenizer = own_speech(name, tokenizer) if is_adapter(name) else tokenizer
-    except UNREADABLE as error:
+        tokenizer = own_speech(name, tokenizer) if adapted else tokenizer
+    except Exception as error:  # libraries raise a dozen kinds for one broken folder or another
         raise unloadable(name, error) from None
     check_weights(base, model, loading)
     model.to(device)
     dtype = packed.faster_dtype(model) if dtype == "auto" else getattr(torch, dtype)
-    if is_adapter(name):
-        model.to(dtype)
-        lora.load(model, name)
+    if adapted:
+        lora.load(model.to(dtype), name)
+    eos_ids = end_ids(name, model, tokenizer)
+    pad_id = eos_ids[0] if tokenizer.pad_token_id is None else tokenizer.pad_token_id
+    policy = Policy(model, tokenizer, eos_ids, pad_id, dtype, adapted)
+    check_speech(name, policy)
+    return policy
+
+
+def end_ids(name: str, model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase) -> list[int]:
+    """Every id that may end an answer: the tokenizer's, the model's, and the end of a turn."""
     ends = model.generation_config.eos_token_id
     ends = ends if isinstance(ends, list) else [ends]
-    last = turn_end(tokenizer)
-    eos_ids = [i for i in [tokenizer.eos_token_id, *ends, last] if i is not None]
-    if not eos_ids or any(type(i) is not int for i in eos_ids):
+    ids = [i for i in (tokenizer.eos_token_id, *ends, turn_end(tokenizer)) if i is not None]
+    if not ids or any(type(i) is not int for i in ids):
         raise ValueError(f"--model {name}: tokenizer and model must name end tokens by number")
-    eos_ids = list(dict.fromkeys(eos_ids))
-    pad_id = eos_ids[0] if tokenizer.pad_token_id is None else tokenizer.pad_token_id
-    policy = Policy(model, tokenizer, eos_ids, pad_id, dtype)
-    check_speech(name, policy)
-    if last is None:
-        print(
-            f"--model {name}: its chat template ends no assistant's turn with one special token; "
-            f"answers end with {' or '.join(tokenizer.convert_ids_to_tokens(eos_ids))}",
-            file=sys.stderr,
-        )
-    return policy
+    return list(dict.fromkeys(ids))
 
 
 def untrained(policy: Policy, name: str) -> Policy:
@@ -195,13 +178,10 @@ def chosen_device(device: str) -> str:
     """The device asked for; auto takes the GPU where there is one."""
     if device == "auto":
         return "cuda" if torch.cuda.is_available() else "cpu"
-    if device == "cuda" and not torch.cuda.is_available():
-        raise ValueError("--device cuda: torch sees no GPU on this machine; use --device cpu")
-    if device not in ("cpu", "cuda"):
-        try:
-            torch.empty(1, device=device)
-        except (RuntimeError, AssertionError):  # as torch says of mps and of cuda:0
-            raise ValueError(f"--device {device}: none on this machine; use --device cpu") from None
+    try:
+        torch.empty(1, device=device)
+    except (RuntimeError, AssertionError):  # as torch says of mps and of cuda
+        raise ValueError(f"--device {device}: none on this machine; use --device cpu") from None
     return device
 
 
@@ -266,20 +246,18 @@ def files(name: str) -> list[Path]:
     try:
         base, revision = base_of(name)
         where = weights.located(base)
-        if "gguf_file" in where:
-            paths = [Path(*where.values())]
-        elif Path(base).exists():
-            paths = parts(Path(base))
-        else:  # the hub's: asked as from_pretrained asks, which takes the newest
-            paths = parts(Path(cached_file(base, "config.json", revision=revision)).parent)
-    except UNREADABLE as error:
+        if not ("gguf_file" in where or Path(base).exists()):
+            # the hub's: asked as from_pretrained asks, which takes the newest
+            base = Path(cached_file(base, "config.json", revision=revision)).parent
+    except Exception as error:
         raise unloadable(name, error) from None
-    return paths + (parts(Path(name)) if is_adapter(name) else [])
+    own = parts(name) if is_adapter(name) else []
+    return ([Path(*where.values())] if "gguf_file" in where else parts(base)) + own
 
 
-def parts(folder: Path) -> list[Path]:
+def parts(folder: str | Path) -> list[Path]:
     """The files of a folder that make the model."""
-    paths = {file for pattern in PARTS.split() for file in folder.glob(pattern)}
+    paths = {file for pattern in PARTS.split() for file in Path(folder).glob(pattern)}
     return sorted(file for file in paths if file.is_file())
 
 
@@ -313,14 +291,20 @@ def turn_end(tokenizer: PreTrainedTokenizerBase) -> int | None:
 
 
 def check_speech(name: str, policy: Policy) -> None:
-    """ValueError unless note and code reach the model through tokenizer and chat template."""
-    ids = data.prompt(PROBE, policy.tokenizer)
-    shown = "".join(policy.tokenizer.decode(ids).split())
-    rows = policy.model.get_input_embeddings().num_embeddings
-    fault = ""
+    """ValueError unless note and code reach the model through tokenizer and chat template; a line
+    if nothing but the end of the text tells a policy where an answer ends."""
+    tokenizer, rows = policy.tokenizer, policy.model.get_input_embeddings().num_embeddings
+    ids, fault = data.prompt(PROBE, tokenizer), ""
+    shown = "".join(tokenizer.decode(ids).split())
     if any("".join(text.split()) not in shown for text in (PROBE.update_info, PROBE.old_code)):
         fault = "its tokenizer or chat template loses the note or the code of a prompt"
     elif max(ids + policy.eos_ids) >= rows:
         fault = f"its tokenizer has more tokens than its {rows} embeddings"
     if fault:
         raise ValueError(f"--model {name}: {fault}; take the tokenizer that belongs to the model")
+    if turn_end(tokenizer) is None:
+        print(
+            f"--model {name}: its chat template ends no assistant's turn with one special token; "
+            f"answers end with {' or '.join(tokenizer.convert_ids_to_tokens(policy.eos_ids))}",
+            file=sys.stderr,
+        )

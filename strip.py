@@ -25,12 +25,9 @@ MAX_WORK = 20_000 * 10_000
 
 LAYOUT = (tokenize.INDENT, tokenize.DEDENT, tokenize.ENDMARKER)  # tokens without text of their own
 LINE_END = (tokenize.NEWLINE, tokenize.NL)
-# From Python 3.12 (3.14) an f-string (t-string) comes as many tokens between a start and an end.
-STARTS = [getattr(tokenize, name, -1) for name in ("FSTRING_START", "TSTRING_START")]
-ENDS = [getattr(tokenize, name, -1) for name in ("FSTRING_END", "TSTRING_END")]
 
-DEEDS = (ast.Import, ast.ImportFrom, ast.Call, ast.Assign, ast.AugAssign)
-DEEDS += (ast.FunctionDef, ast.AsyncFunctionDef, ast.ClassDef)
+BODIES = (ast.FunctionDef, ast.AsyncFunctionDef, ast.ClassDef)
+DEEDS = (*BODIES, ast.Import, ast.ImportFrom, ast.Call, ast.Assign, ast.AugAssign)
 
 
 def strip_comments(code: str) -> str:
@@ -118,10 +115,11 @@ def _tokens(source: str, starts: list[int]) -> Iterator[tuple[int, int, int]]:
             continue
         start = starts[row - 1] + column
         stop = start + len(text)  # in Python 3.12.0 and 3.12.1 the end column may count bytes
-        if kind in STARTS:
+        name = tokenize.tok_name[kind]  # from Python 3.12 (3.14) an f-string (t-string) is many
+        if name.endswith("STRING_START"):
             opened = opened if depth else start
             depth += 1
-        elif kind in ENDS:
+        elif name.endswith("STRING_END"):
             depth -= 1
             kind, start = tokenize.STRING, opened
         if not depth:
@@ -136,12 +134,11 @@ def _docstrings(tree: ast.Module, rows: list[str], starts: list[int]) -> dict[in
 
     docstrings = {}
     for node in ast.walk(tree):
-        if isinstance(node, ast.Module | ast.ClassDef | ast.FunctionDef | ast.AsyncFunctionDef):
-            texts = list(takewhile(_is_bare_string, node.body))
-            if texts:
-                empty = len(texts) == len(node.body) and not isinstance(node, ast.Module)
-                stop = offset(texts[-1].end_lineno, texts[-1].end_col_offset)
-                docstrings[offset(texts[0].lineno, texts[0].col_offset)] = stop, "pass" * empty
+        body = node.body if isinstance(node, (ast.Module, *BODIES)) else []
+        if texts := list(takewhile(_is_bare_string, body)):
+            filler = "pass" if texts == body and node is not tree else ""
+            stop = offset(texts[-1].end_lineno, texts[-1].end_col_offset)
+            docstrings[offset(texts[0].lineno, texts[0].col_offset)] = stop, filler
     return docstrings
 
 

