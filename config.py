@@ -10,6 +10,7 @@ import json
 import math
 import signal
 import sys
+from collections.abc import Iterable
 from dataclasses import dataclass, field, fields
 from pathlib import Path
 
@@ -17,21 +18,19 @@ RL = ("grpo", "dapo", "drgrpo", "gspo", "cispo")  # the algorithms that sample
 ALGOS = (*RL, "sft")
 # Lower and upper clip where none is given: as dapo.py and variants.py have them, from the papers.
 CLIPS = {"dapo": (0.2, 0.28), "gspo": (3e-4, 4e-4), "cispo": (0.0, 4.0)}
-
-
 DAPO = ("dapo",)
 
 
-def flag(default, meaning: str, only: tuple[str, ...] = ALGOS, choices: tuple = ()):
+def flag(default, meaning: str, only: Iterable[str] = ALGOS, choices: str = ""):
     """A field of Config: the help of its flag, the algorithms that read it, its choices."""
-    return field(default=default, metadata={"help": meaning, "only": only, "choices": choices})
+    return field(default=default, metadata=dict(help=meaning, only=only, choices=choices.split()))
 
 
 @dataclass
 class Config:
     """Everything a run depends on. The defaults suit the bundled policy."""
 
-    algo: str = flag("grpo", "algorithm", choices=ALGOS)
+    algo: str = flag("grpo", "algorithm", choices=" ".join(ALGOS))
     model: str = flag(
         "",
         "folder, hub id or .gguf file of a causal language model, or one that packages carry: "
@@ -39,9 +38,7 @@ class Config:
     )
     data: str = flag("", "JSON-lines files of API updates, with commas (default: bundled)")
     steps: int = flag(12, "rollouts to train on (sft: batches)")
-    device: str = flag(
-        "auto", "auto takes the GPU where there is one", choices=("auto", "cpu", "cuda")
-    )
+    device: str = flag("auto", "auto takes the GPU where there is one", choices="auto cpu cuda")
     threads: int = flag(0, "CPU threads, 0 is as many as this process may use")
     seed: int = flag(0, "seed of the order of the data and of sampling")
     out: str = flag("", "run folder (default: runs/ALGO-seedN)")
@@ -51,24 +48,18 @@ class Config:
     group_size: int = flag(8, "G, samples per prompt, 2 or more", RL)
     max_new_tokens: int = flag(384, "longest completion, tokens")
     temperature: float = flag(1.0, "of sampling and training alike, above 0", RL)
-    filter: str = flag("exact", "a group teaches if this varies in it", DAPO, ("exact", "reward"))
+    filter: str = flag("exact", "a group teaches if this varies in it", DAPO, "exact reward")
     max_refills: int = flag(3, "times that dead groups are replaced a step, 0 is off", DAPO)
     patience: int = flag(10, "steps in a row without a group that teaches before the run stops", RL)
     # score
-    correctness: str = flag("em_star", "reward of the code", RL, ("es_star", "em_star", "em_copy"))
+    correctness: str = flag("em_star", "reward of the code", RL, "es_star em_star em_copy")
     overlong_buffer: int = flag(0, "soft zone before --max-new-tokens, tokens, 0 is off", DAPO)
     # advantage and loss
-    scale: bool = flag(
-        True, "divide the advantage by the group's std", ("grpo", "dapo", "gspo", "cispo")
-    )
+    scale: bool = flag(True, "divide the advantage by the group's std", ("grpo", *CLIPS))
     clip: float = flag(0.2, "the ratio is clipped to 1 - clip ... 1 + clip", ("grpo", "drgrpo"))
     beta: float = flag(0.001, "weight of the KL to the untrained model, 0 is off", ("grpo",))
-    clip_low: float = flag(
-        0.0, "lower clip, 0 is the algorithm's: dapo 0.2, gspo 3e-4", ("dapo", "gspo")
-    )
-    clip_high: float = flag(
-        0.0, "upper clip, 0 is the algorithm's: dapo 0.28, gspo 4e-4, cispo 4", tuple(CLIPS)
-    )
+    clip_low: float = flag(0.0, "lower clip; 0 is dapo's 0.2, gspo's 3e-4", ("dapo", "gspo"))
+    clip_high: float = flag(0.0, "upper clip; 0 is dapo's 0.28, gspo's 4e-4, cispo's 4", CLIPS)
     dual_clip: float = flag(10.0, "bound on the ratio of negative advantages, inf is off", DAPO)
     # step
     minibatches: int = flag(2, "optimizer steps per rollout", RL)
@@ -81,15 +72,9 @@ class Config:
     max_grad_norm: float = flag(1.0, "longer gradients are scaled down to this norm")
     # weights
     dtype: str = flag(
-        "auto",
-        "of matrix products, and of a base under adapters; auto takes the faster one here",
-        choices=("auto", "float32", "bfloat16"),
+        "auto", "of products and of frozen bases; auto: the faster", ALGOS, "auto float32 bfloat16"
     )
-    adapter: str = flag(
-        "none",
-        "train adapters on every linear layer, not the weights",
-        choices=("none", "lora", "dora"),
-    )
+    adapter: str = flag("none", "train adapters, not all weights", choices="none lora dora")
     rank: int = flag(16, "of adapters")
     alpha: float = flag(32.0, "adapters are scaled by alpha / rank")
     targets: str = flag("", "layers with adapters, as q_proj,v_proj (default: all but the head)")
@@ -144,17 +129,16 @@ ROLLOUT = 2**27  # most tokens in one rollout, at most 2 GB of records; more is 
 # Its GRPO script takes one prompt a step and never stops early. Its DAPO script, unlike the paper,
 # trains all weights: --adapter none --lr 1e-6 --warmup 10 --lr-floor 1. Its adapters' dropout of
 # 0.01 is left out: the policy that is trained must be the one that sampled.
-ADAPTERS = {"adapter": "dora", "rank": 64, "alpha": 64.0, "targets": "q_proj,v_proj"}
-PAPER = ADAPTERS | {"lr": 5e-5, "warmup": 150, "steps": 5000, "max_new_tokens": 1024}
-PAPER |= {"correctness": "es_star"}
+PAPER = {"adapter": "dora", "rank": 64, "alpha": 64.0, "targets": "q_proj,v_proj", "lr": 5e-5}
+PAPER |= {"warmup": 150, "steps": 5000, "max_new_tokens": 1024, "correctness": "es_star"}
 PRESETS = {
     "paper-grpo": PAPER | {"algo": "grpo", "prompts": 1, "minibatches": 1, "patience": 5000},
     "paper-dapo": PAPER | {"algo": "dapo", "prompts": 8, "weight_decay": 0.1},
 }
 # What --resume may change. Anything else would make one run of two.
 RESUMABLE = set(
-    "resume steps device threads dtype pack_tokens recompute shard patience save_every "
-    "eval_rows show_every tensorboard".split()
+    "resume steps device threads pack_tokens recompute shard patience save_every eval_rows "
+    "show_every tensorboard".split()
 )
 
 
@@ -198,11 +182,10 @@ def check_reader(f, algo: str) -> None:
         )
 
 
-def readers(only: tuple[str, ...]) -> str:
+def readers(only: Iterable[str]) -> str:
     """The algorithms that read a setting, in the shorter way to say it."""
     others = [algo for algo in ALGOS if algo not in only]
-    named = "all but " + " and ".join(others)
-    return named if len(others) < len(only) else " and ".join(only)
+    return min("all but " + " and ".join(others), " and ".join(only), key=len)
 
 
 def spelled(name: str) -> str:
@@ -254,20 +237,19 @@ def refuse(argument: str) -> None:
     name = argument.lstrip("-").partition("=")[0]
     if name in RENAMED:
         raise ValueError(f"{argument} is no flag any more: use {RENAMED[name]}")
-    if spelled(name) in {spelled(f.name) for f in fields(Config)}:
+    if name in Config.__dataclass_fields__:  # with _
         raise ValueError(f"{argument} is spelled {spelled(name)}")
     raise ValueError(f"{argument} is no flag: see --help")
 
 
 def with_preset(preset: str, **given) -> dict:
     """The preset's settings under the given ones."""
-    settings = PRESETS[preset] | given
-    if settings["algo"] != PRESETS[preset]["algo"]:
+    settings = {**PRESETS[preset]}
+    if given.get("algo", settings["algo"]) != settings["algo"]:
         raise ValueError(f"--preset {preset} chooses the algorithm: leave --algo away")
-    if settings["adapter"] == "none":
-        of_adapters = {"rank", "alpha", "targets"} - given.keys()
-        settings = {k: v for k, v in settings.items() if k not in of_adapters}
-    return settings
+    for name in ("rank", "alpha", "targets") if given.get("adapter") == "none" else ():
+        del settings[name]
+    return settings | given
 
 
 def parser() -> argparse.ArgumentParser:
@@ -277,11 +259,9 @@ def parser() -> argparse.ArgumentParser:
         argument_default=argparse.SUPPRESS,
         allow_abbrev=False,
     )
-    shown = (
-        f"{name}: " + " ".join(f"{spelled(k)} {v}" for k, v in sorted(values.items()))
-        for name, values in PRESETS.items()
-    )
-    text = f"the paper's settings, which any other flag overrides; {'; '.join(shown)}"
+    text = "the paper's settings, which any other flag overrides"
+    for name, values in PRESETS.items():
+        text += f"; {name}: " + " ".join(f"{spelled(k)} {v}" for k, v in sorted(values.items()))
     parser.add_argument("--preset", choices=PRESETS, help=text)
     for f in fields(Config):
         only, text = f.metadata["only"], f.metadata["help"]
@@ -307,7 +287,6 @@ def resumed(given: dict) -> Config:
         config = Config(**kept | given | {"out": given["resume"]})
         if not config.record().keys() <= kept.keys():
             raise TypeError
-        check_dtype(kept, given)
         return config
     except (TypeError, UnicodeDecodeError, json.JSONDecodeError):
         raise ValueError(f"{file} is not a configuration of this version: start anew") from None
@@ -317,26 +296,10 @@ def resumed(given: dict) -> Config:
 
 def modern(kept: dict) -> dict:
     """The settings of an older config.json in the names of today."""
+    gone = ("merge", "keep", "lora", "dora")
     kept = {**kept}  # TypeError if it is no object
-    for old in kept.keys() & {"updates", "checkpointing", "live"}:
-        kept[RENAMED[old].removeprefix("--")] = kept.pop(old)
-    for gone in ("merge", "keep"):
-        kept.pop(gone, None)
-    ranks = {kind: kept.pop(kind) for kind in ("lora", "dora") if kind in kept}
-    if ranks:
-        kind = next((kind for kind, rank in ranks.items() if rank), "none")
-        kept |= {"adapter": kind, "rank": ranks.get(kind, Config.rank)}
-    return kept
-
-
-def check_dtype(kept: dict, given: dict) -> None:
-    """Say that a run goes on in another dtype; ValueError where its own weights would change."""
-    before, now = kept.get("dtype"), given.get("dtype", kept.get("dtype"))
-    if before == now:
-        return
-    loaded = Path(kept.get("model") or ".", "adapter_config.json").is_file()
-    if kept.get("adapter", "none") == "none" and not loaded:
-        raise ValueError(
-            f"the run trains all weights in {before}: --dtype may change under adapters alone"
-        )
-    print(f"this run went on in {before} so far, and from here on with --dtype {now}")
+    now = {RENAMED.get(k, k).removeprefix("--"): v for k, v in kept.items() if k not in gone}
+    if "adapter" not in kept:
+        kind = next((kind for kind in ("lora", "dora") if kept.get(kind)), "none")
+        now |= {"adapter": kind, "rank": kept.get(kind, Config.rank)}
+    return now

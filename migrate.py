@@ -32,7 +32,7 @@ from transformers.utils import logging
 import data
 from policy import Policy, load
 from reward import any_code, extract_code, strip_comments
-from upkeep.files import write
+from upkeep.machine import write
 from upkeep.terminal import coloured
 
 

@@ -10,7 +10,7 @@ import pytest
 from conftest import settings
 
 import recode
-from config import PRESETS, Config, parse, parser
+from config import PRESETS, Config, from_command_line, parse, parser
 from upkeep import run
 
 ROOT = Path(__file__).parent.parent
@@ -124,7 +124,11 @@ def test_command_line_errors_have_no_traceback(small, capsys, monkeypatch, tmp_p
         ["--model", small["model"], "--out", str(tmp_path / "y"), "--max-new-tokens", "5000"],
     ):
         monkeypatch.setattr("sys.argv", ["recode.py", *arguments])
-        assert run.main(None, recode.LOOPS) == 2
+        try:
+            code = run.main(from_command_line(), recode.LOOPS)
+        except SystemExit as end:
+            code = end.code
+        assert code == 2
         error = capsys.readouterr().err
         assert error.startswith("recode.py: ") and error.count("\n") == 1, error
 
@@ -135,8 +139,9 @@ def test_resume_refuses_another_configuration(small):
     folder.mkdir()
     record = settings(small).record()
     (folder / "config.json").write_text(json.dumps(record))
-    with pytest.raises(ValueError, match="leave --lr away"):
-        parse(["--resume", str(folder), "--lr", "1"])
+    for name, value in {"lr": "1", "dtype": "bfloat16"}.items():
+        with pytest.raises(ValueError, match=f"leave --{name} away"):
+            parse(["--resume", str(folder), f"--{name}", value])
     assert parse(["--resume", str(folder), "--steps", "7"]).steps == 7
     for other in ('{"what": 1}', "[]", "{}", "{", '"x"', ""):
         (folder / "config.json").write_text(other)

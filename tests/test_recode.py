@@ -101,6 +101,14 @@ def test_no_rows_are_no_table_and_the_run_is_done(small, capsys):
     assert report.results([folder]).splitlines()[2].startswith("| GRPO | 0 | - | - | - |")
 
 
+def test_the_table_of_a_run_names_any_split():
+    """Prevents: a KeyError after hours of training, for rows whose split has no name there."""
+    answers = {split: evaluate.copied(data.load(split=split)[:1]) for split in data.SPLITS}
+    table = report.table(answers, answers).splitlines()
+    assert len(table) == 2 + 3 * len(data.SPLITS)
+    assert table[-1].startswith("| updates of 2026 | 1 | trained | -1.50 | ")
+
+
 @pytest.mark.parametrize("call", [1, 4])  # of three splits before and three after
 def test_ctrl_c_while_grading_loses_nothing(small, tmp_path, monkeypatch, capsys, call):
     """Prevents: steps that are lost, or made again, because nobody waited for the grades."""

@@ -3,13 +3,12 @@
     RUN/.lock          held by the process that writes here; the system lets go however it dies
     RUN/checkpoint/    the last whole step: a model folder that from_pretrained loads, and beside it
         optimizer.safetensors    AdamW's moments, by the names of the parameters
-        random.safetensors       the random generators
+        random.safetensors       the random generator of the samples
         reference.safetensors    the adapters that the run began with, if it loaded some
         state.json               the counts, and a checksum of every file; written last
     RUN/checkpoint-10/ an older one
 
-A checkpoint is always of a whole step, and whole: one without its state.json does not count. All of
-it is safetensors and JSON, so that loading one runs no code.
+A checkpoint without its state.json does not count. All is safetensors and JSON: none runs code.
 """
 
 import contextlib
@@ -26,11 +25,11 @@ from pathlib import Path
 import torch
 from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
-from torch import Tensor, nn
+from torch import Tensor
 
 from policy import Policy, files
 from upkeep import ranks
-from upkeep.files import write
+from upkeep.machine import write
 from weights import checksum
 
 KEPT = 2  # newest checkpoints, the last one included
@@ -57,10 +56,10 @@ class State:
     data: str = ""  # fingerprint of the rows
     model: str = ""  # and of the model that the run began with
     complete: bool = True  # the weights are those after `step` whole steps
-    random: dict[str, Tensor] = field(default_factory=dict)  # generators, as they were then
+    random: Tensor = field(init=False)  # the generator's state, as it was then
 
     def __post_init__(self):
-        self.random = self.random or self.generators()
+        self.random = self.generator.get_state()
 
     @property
     def diverged(self) -> bool:
@@ -71,25 +70,15 @@ class State:
         """A step is done. One that is cut short is not counted, and its prompts come again."""
         self.step, self.drawn, self.teaching = self.step + 1, self.drawn + drawn, teaching
         self.idle = 0 if teaching else self.idle + 1
-        self.complete, self.random = True, self.generators()
+        self.complete, self.random = True, self.generator.get_state()
 
     def elapsed(self) -> float:
         """Seconds of all sessions."""
         return self.seconds + time.time() - self.begin
 
-    def generators(self) -> dict[str, Tensor]:
-        """The state of every generator that a step may draw from."""
-        states = {"samples": self.generator.get_state(), "cpu": torch.get_rng_state()}
-        if torch.cuda.is_available():
-            states["cuda"] = torch.cuda.get_rng_state()
-        return states
-
     def set_generators(self) -> None:
-        """Draw on as after the last whole step, whatever drew since then: loading a model does."""
-        self.generator.set_state(self.random["samples"])
-        torch.set_rng_state(self.random["cpu"])
-        if "cuda" in self.random and torch.cuda.is_available():
-            torch.cuda.set_rng_state(self.random["cuda"])
+        """Draw on as after the last whole step, whatever drew since then."""
+        self.generator.set_state(self.random)
 
 
 @contextlib.contextmanager
@@ -121,17 +110,19 @@ def is_empty(folder: Path) -> bool:
     return all(path.name == ".lock" or path.suffix == ".draft" for path in folder.iterdir())
 
 
-# ---- Write ---------------------------------------------------------------------------------------
-
-
 def save(folder: Path, policy: Policy, state: State, keep: int = KEPT) -> None:
-    """Write folder/checkpoint; keep the newest `keep`, this one included.
+    """Write folder/checkpoint, rank 0 with the shards of all; keep the newest `keep` of them.
 
-    Rank 0 writes, the others give it their shards. ValueError, and what was there stays, if weights
-    are not finite or the disk is full.
+    ValueError, and what was there stays, if weights are not finite or the disk is full.
     """
     weights = ranks.collect(policy.model.state_dict(keep_vars=True))
-    averages = ranks.collect(moments(policy.model, state.optimizer))
+    averages = {  # none before AdamW's first step
+        f"{name}|{moment}": state.optimizer.state[p][moment].contiguous()
+        for name, p in policy.model.named_parameters()
+        if p in state.optimizer.state
+        for moment in MOMENTS
+    }
+    averages = ranks.collect(averages)
     if ranks.rank():
         return
     if not all(torch.isfinite(p).all() for p in weights.values()):
@@ -151,25 +142,11 @@ def save(folder: Path, policy: Policy, state: State, keep: int = KEPT) -> None:
         shutil.rmtree(old)
 
 
-@contextlib.contextmanager
-def saved(folder: Path, policy: Policy, state: State, config) -> Iterator[list]:
-    """Inside steps are made; afterwards the last whole one is saved, whatever ended them.
-
-    A save of weights that ranks share needs all ranks: they append to the list when they agree.
-    """
-    agreed = [] if config.shard else [True]
-    try:
-        yield agreed
-    finally:
-        if agreed and state.complete and not state.diverged:
-            save(folder, policy, state)
-
-
 def promote(folder: Path) -> None:
     """Make the fresh checkpoint the last one. A kill at any point leaves what it needs to go on."""
     fresh, last = folder / FRESH, folder / LAST
-    if last in complete(folder) and read_state(last)["step"] != read_state(fresh)["step"]:
-        older = folder / f"{LAST}-{read_state(last)['step']}"
+    if last in complete(folder) and step_of(last)[0] != step_of(fresh)[0]:
+        older = folder / f"{LAST}-{step_of(last)[0]}"
         shutil.rmtree(older, ignore_errors=True)
         last.rename(older)
     shutil.rmtree(last, ignore_errors=True)  # one of the same step, or what a kill left of it
@@ -180,7 +157,7 @@ def fill(fresh: Path, policy: Policy, state: State, weights: dict, averages: dic
     """The files of a checkpoint, state.json last and at one stroke."""
     policy.save(fresh, weights)
     save_file(averages, fresh / "optimizer.safetensors")
-    save_file(state.random, fresh / "random.safetensors")
+    save_file({"samples": state.random}, fresh / "random.safetensors")
     if policy.began:
         save_file(policy.began, fresh / REFERENCE)
     counts = {name: getattr(state, name) for name in COUNTS} | {"seconds": state.elapsed()}
@@ -193,16 +170,6 @@ def seal(counts: dict) -> str:
     return hashlib.sha256(json.dumps(counts, sort_keys=True).encode()).hexdigest()
 
 
-def moments(model: nn.Module, optimizer: torch.optim.AdamW) -> dict[str, Tensor]:
-    """AdamW's state as `PARAMETER|MOMENT`; nothing before its first step."""
-    return {
-        f"{name}|{moment}": optimizer.state[p][moment].contiguous()
-        for name, p in model.named_parameters()
-        if p in optimizer.state
-        for moment in MOMENTS
-    }
-
-
 def fingerprint(name: str) -> str:
     """The same for the same model: a run that goes on must find the one that it began with."""
     sums = [(file.name, checksum(file)) for file in files(name)]
@@ -210,23 +177,16 @@ def fingerprint(name: str) -> str:
 
 
 def check_room(folder: Path, policy: Policy, keep: int = KEPT) -> None:
-    """ValueError if the disk has no room for the checkpoints to come.
-
-    Each is as large as the first one and AdamW's two moments, which that does not have yet; and
-    there are `keep` + 1 of them while one more is written.
-    """
+    """ValueError if the disk has no room for the checkpoints to come, beside the first one."""
     first = sum(path.stat().st_size for path in (folder / LAST).iterdir())
     trained = sum(p.numel() for p in policy.model.parameters() if p.requires_grad)
-    size = first + 2 * 4 * trained  # bytes; the moments are float32
+    size = first + 2 * 4 * trained  # bytes; the later ones have two moments in float32, too
     free = shutil.disk_usage(folder).free
-    if free + first < (keep + 1) * size:
+    if free + first < (keep + 1) * size:  # one more while the newest is written
         raise ValueError(
             f"{folder}: {keep + 1} checkpoints of {size / 1e6:.0f} MB do not fit in the "
             f"{free / 1e6:.0f} MB that are free: make room"
         )
-
-
-# ---- Read ----------------------------------------------------------------------------------------
 
 
 def complete(folder: Path) -> list[Path]:
@@ -240,17 +200,13 @@ def step_of(checkpoint: Path) -> tuple[int, bool]:
 
 
 def newest(folder: Path) -> Path | None:
-    """The checkpoint to go on from, every file as it was written; None if there is none.
-
-    ValueError names a file that is damaged.
-    """
+    """The checkpoint to go on from, if there is one. ValueError names a file that is damaged."""
     if (folder / FRESH / "state.json").is_file():  # a kill came before it got its place
         promote(folder)
-    if not complete(folder):
-        return None
-    last = max(complete(folder), key=step_of)
-    for name, saved in read_state(last)["sha256"].items():
-        if not (last / name).is_file() or checksum(last / name) != saved:
+    last = max(complete(folder), key=step_of, default=None)
+    saved = read_state(last)["sha256"] if last else {}
+    for name in saved:
+        if not (last / name).is_file() or checksum(last / name) != saved[name]:
             raise damaged(last / name)
     return last
 
@@ -258,12 +214,10 @@ def newest(folder: Path) -> Path | None:
 def read_state(checkpoint: Path) -> dict:
     """The counts and checksums of a checkpoint."""
     file = checkpoint / "state.json"
-    try:
+    with contextlib.suppress(ValueError, TypeError, KeyError, AttributeError):
         counts = json.loads(file.read_text(encoding="utf-8"))
         if counts.pop("seal") == seal(counts):
             return counts
-    except (ValueError, TypeError, KeyError, AttributeError):
-        pass
     raise damaged(file)
 
 
@@ -289,7 +243,7 @@ def restore(checkpoint: Path, policy: Policy, state: State) -> None:
         name, _, kind = key.rpartition("|")
         p = parameters[name]
         state.optimizer.state[p][kind] = moment if kind == "step" else ranks.like(moment, p)
-    state.random = load_file(checkpoint / "random.safetensors")
+    state.random = load_file(checkpoint / "random.safetensors")["samples"]
     if (checkpoint / REFERENCE).is_file():
         kept, device = load_file(checkpoint / REFERENCE), policy.model.device
         # copied: tensors that lie askew in memory, as in a file, give another last digit

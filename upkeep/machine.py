@@ -1,7 +1,4 @@
-"""What this machine gives to a process: a device, CPU threads, memory, and signals to stop.
-
-Not here: anything about models or training.
-"""
+"""What this machine gives to a process: CPU threads, memory, signals to stop, whole files."""
 
 import contextlib
 import ctypes
@@ -25,33 +22,26 @@ def use_threads(asked: int) -> int:
 def allowed_cpus() -> int:
     """Cores that this process may run on: its affinity, and the quota of its control group."""
     affinity = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count()
-    return max(1, min(affinity or 1, cpu_quota(Path("/sys/fs/cgroup"))))
+    return min(affinity or 1, cpu_quota(Path("/sys/fs/cgroup")))
 
 
 def cpu_quota(folder: Path) -> int:
     """Whole cores that a control group grants (version 2, then 1); a large number without one."""
-    for name, period in (("cpu.max", None), ("cpu/cpu.cfs_quota_us", "cpu/cpu.cfs_period_us")):
-        try:
-            words = (folder / name).read_text().split()
-            words += (folder / period).read_text().split() if period else []
-            quota, length = words[:2]
-            return max(1, round(int(quota) / int(length))) if int(quota) > 0 else 2**15
-        except (OSError, ValueError):  # not there, or "max": no limit
-            continue
+    for names in (["cpu.max"], ["cpu/cpu.cfs_quota_us", "cpu/cpu.cfs_period_us"]):
+        with contextlib.suppress(OSError, ValueError):  # not there, or "max": no limit
+            quota, period = map(int, " ".join((folder / n).read_text() for n in names).split())
+            if quota > 0:
+                return max(1, round(quota / period))
     return 2**15
 
 
 def return_freed_memory() -> None:
     """Let freed tensors of 2 MB or more go back to the system at once, where glibc has the heap.
 
-    Left alone it keeps the holes that activations of many sizes leave behind: three passes of
-    Qwen2.5-Coder-0.5B, forwards and backwards, held 7.4 GB at most, and so 4.6.
+    Left alone it keeps holes: three passes of Qwen2.5-Coder-0.5B held 7.4 GB at most, and so 4.6.
     """
     with contextlib.suppress(AttributeError, OSError):
-        ctypes.CDLL(None).mallopt(M_MMAP_THRESHOLD, 2**21)
-
-
-M_MMAP_THRESHOLD = -3  # of malloc.h
+        ctypes.CDLL(None).mallopt(-3, 2**21)  # -3: M_MMAP_THRESHOLD of malloc.h
 
 
 def peak_memory(device: str | torch.device) -> float:
@@ -64,17 +54,16 @@ def peak_memory(device: str | torch.device) -> float:
 
 @contextlib.contextmanager
 def noting_signals() -> Iterator[list[int]]:
-    """Inside, Ctrl-C, SIGTERM and SIGHUP are noted in the list, so that a step can end; a second
-    one does not wait. Those that the shell told this process to ignore (nohup) stay ignored.
-    """
+    """Inside, the `POLITE` are noted in the list, so that a step can end; a second one does not
+    wait. Those that the shell told this process to ignore (nohup) stay ignored."""
     noted: list[int] = []
 
     def note(number, frame) -> None:
         if noted:
             raise KeyboardInterrupt
         noted.append(number)
-        with contextlib.suppress(OSError):  # SIGHUP: the terminal is gone. Unbuffered, since
-            os.write(2, b"\nstopping after this step; once more stops at once\n")  # tqdm may write
+        with contextlib.suppress(OSError):  # the terminal is gone; unbuffered: tqdm may write, too
+            os.write(2, b"\nstopping after this step; once more stops at once\n")
 
     polite = [s for s in POLITE if signal.getsignal(s) is not signal.SIG_IGN]
     handlers = {s: signal.signal(s, note) for s in polite}
@@ -86,3 +75,10 @@ def noting_signals() -> Iterator[list[int]]:
 
 
 POLITE = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
+
+
+def write(path: Path, text: str) -> None:
+    """Replace a file at one stroke: whatever happens, it is the old one or the new one."""
+    draft = path.with_name(path.name + ".draft")
+    draft.write_text(text, encoding="utf-8")
+    draft.replace(path)

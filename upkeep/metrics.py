@@ -3,7 +3,7 @@
 import json
 import math
 import time
-from collections import Counter
+from collections import Counter, defaultdict
 from pathlib import Path
 
 import torch
@@ -12,7 +12,7 @@ from torch import Tensor
 import data
 from rollout import Rollout
 from upkeep import ranks
-from upkeep.files import write
+from upkeep.machine import write
 
 
 class Log:
@@ -22,12 +22,13 @@ class Log:
         self.begin, self.steps, self.skipped = time.time(), 0, 0
         self.sums = Counter()  # of the steps that are done
         self.running = Counter()  # of the parts of the step at work, of this rank
-        self.scores: list[dict[str, Tensor]] = []
+        self.scores: dict[str, list[Tensor]] = defaultdict(list)  # of each rollout
 
     def sampled(self, rollout: Rollout, scores: dict[str, Tensor]) -> None:
         """Every sampled group counts, kept or not: the kept ones alone would flatter."""
         told = {name: getattr(rollout, name) for name in ("length", "truncated", "forwards")}
-        self.scores.append({**scores, **told, "surprise": -rollout.logp})
+        for name, x in {**scores, **told, "surprise": -rollout.logp}.items():
+            self.scores[name].append(x)
 
     def add(self, **numbers: float) -> None:
         """What one part adds to its step: the loss, and what the algorithm reports."""
@@ -35,7 +36,9 @@ class Log:
 
     def loss(self) -> float:
         """The loss of the step at work, of all parts on all ranks."""
-        self.running = ranks.add(self.running)
+        parts, self.running = ranks.gather([self.running]), Counter()
+        for part in parts:
+            self.running.update(part)
         return self.running["loss"]
 
     def step(self, grad_norm: float, skipped: bool) -> None:
@@ -48,27 +51,22 @@ class Log:
         """Reward first, loss last: on its own the loss says little (see grpo.loss)."""
         seconds, metrics = time.time() - self.begin, {}
         if self.scores:
-            known = self.scores[0]
-            metrics = {name: self.mean(key) for name, key in SAMPLED.items() if key in known}
-            tokens = sum(int(scores["length"].sum()) for scores in self.scores)
-            metrics["entropy"] = sum(float(s["surprise"].sum()) for s in self.scores) / tokens
-            metrics["tokens_per_s"] = tokens / seconds
-            forwards = sum(int(scores["forwards"].sum()) for scores in self.scores)
+            for name in [name for name in SAMPLED if name in self.scores]:
+                values = torch.cat([x.float().flatten() for x in self.scores[name]])
+                metrics["reward" if name == "total" else name] = values.mean().item()
+            tokens, forwards, surprise = (
+                sum(x.sum().item() for x in self.scores[name])
+                for name in ("length", "forwards", "surprise")
+            )
+            metrics |= {"entropy": surprise / tokens, "tokens_per_s": tokens / seconds}
             if forwards < tokens:  # there were drafts
                 metrics["tokens_per_forward"] = tokens / forwards
         means = {name: number / max(self.steps, 1) for name, number in self.sums.items()}
         loss = means.pop("loss", 0.0)
         return {**metrics, **means, "skipped": self.skipped, "seconds": seconds, "loss": loss}
 
-    def mean(self, key: str) -> float:
-        return torch.cat([scores[key].float().flatten() for scores in self.scores]).mean().item()
 
-
-# Each metric of the samples, and where it comes from.
-SAMPLED = {
-    "reward": "total", "exact": "exact", "copied": "copied", "format": "format",
-    "dead": "dead", "truncated": "truncated", "length": "length",
-}  # fmt: skip
+SAMPLED = ("total", "exact", "copied", "format", "dead", "truncated", "length")  # what has a mean
 
 
 class Metrics:
@@ -87,16 +85,13 @@ class Metrics:
         """One line; what is not finite is null, for JSON has no NaN."""
         if ranks.rank():
             return
+        told = {k: v if type(v) is not float or math.isfinite(v) else None for k, v in row.items()}
         with open(self.file, "a", encoding="utf-8") as file:
-            file.write(json.dumps({k: finite(v) for k, v in row.items()}) + "\n")
+            file.write(json.dumps(told) + "\n")
         if self.board:
             for name in (name for name in row if name != "step"):
                 self.board.add_scalar(name, row[name], row["step"])
             self.board.flush()
-
-
-def finite(value):
-    return None if isinstance(value, float) and not math.isfinite(value) else value
 
 
 def rows(folder: Path) -> list[dict]:
@@ -115,11 +110,6 @@ def rows(folder: Path) -> list[dict]:
 def history(folder: Path) -> list[dict]:
     """The steps of a run, without its grades."""
     return [row for row in rows(folder) if "step" in row]
-
-
-def is_graded(folder: Path) -> bool:
-    """Whether a run came to its end: the grades are the last line that it writes."""
-    return any("grade" in row for row in rows(folder)[-1:])
 
 
 def rewind(folder: Path, step: int) -> None:

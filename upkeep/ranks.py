@@ -2,20 +2,15 @@
 
 Every rank holds the whole policy and state, and all do the same, but for two things: each samples
 its share of the prompts, and sends its share of the groups through the model. In between all know
-all rollouts, so that dead groups, refills and weights are those of the whole batch, and the summed
-gradients are what one process would have had. Rank 0 alone writes and prints.
+all rollouts, so that weights and summed gradients are those of one process. Rank 0 alone writes.
 
-With --shard a rank holds only its rows of every weight, of its gradient and of AdamW's averages:
-torch's `fully_shard`, at the end of this file. A layer is whole while it computes, and all of them
-are while the ranks sample or grade, each its own number of tokens: so the weights must fit one
-card. Of the 16 bytes a weight (4 for it, its gradient and each average) a rank of W holds 16 / W in
-training and 4 + 12 / W in sampling, beside a layer at work. The reference of the KL stays whole.
-
-In one process nothing here does anything. Not here: models whose weights do not fit one card.
+With --shard a rank holds only its rows of every weight, gradient and average of AdamW, by torch's
+`fully_shard`: of their 16 bytes a weight, 16 / W in training with W ranks. A layer is whole while
+it computes, and all are while the ranks sample or grade, each its own number of tokens (4 + 12 / W
+bytes): so the weights must fit one card. The reference of the KL stays whole.
 """
 
 import os
-from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 
@@ -35,8 +30,8 @@ def begin(device: str) -> str:
     if world() > 1 and not dist.is_initialized():
         dist.init_process_group("nccl" if device == "cuda" else "gloo")
     if world() > 1 and device == "cuda":
-        torch.cuda.set_device(int(os.environ["LOCAL_RANK"]))
-        return f"cuda:{torch.cuda.current_device()}"
+        device = f"cuda:{os.environ['LOCAL_RANK']}"
+        torch.cuda.set_device(device)
     return device
 
 
@@ -48,16 +43,6 @@ def rank() -> int:
 def world() -> int:
     """The number of processes."""
     return int(os.environ.get("WORLD_SIZE", 1))
-
-
-@contextmanager
-def in_turn() -> Iterator[None]:
-    """Rank 0 goes through the block first, then the others."""
-    if rank():
-        dist.barrier()
-    yield
-    if world() > 1 and not rank():
-        dist.barrier()
 
 
 def share(items: Sequence) -> list:
@@ -101,35 +86,18 @@ def passes(
     """
     groups = list(range(len(weight))) if groups is None else groups
     mine = packs(rollout, budget, share(groups))
-    shared = any(isinstance(m, FSDPModule) for m in model.modules())
-    idle = max(gather([len(mine)])) - len(mine) if shared else 0
+    idle = max(gather([len(mine)])) - len(mine) if isinstance(model, FSDPModule) else 0
     along = [(groups[:1], torch.zeros_like(weight[groups[:1]]))] * idle
     return [(pack, weight[pack]) for pack in mine] + along
-
-
-def add(numbers: dict[str, float]) -> Counter:
-    """Numbers by name, summed over the ranks."""
-    total = Counter()
-    for part in gather([dict(numbers)]):
-        total.update(part)
-    return total
 
 
 def add_gradients(weights: list[Tensor]) -> None:
     """Sum each weight's gradient over the ranks; one that a rank has not computed is 0."""
     if world() == 1 or isinstance(weights[0], DTensor):  # a backward of `shard` has summed already
         return
-    flat = torch.cat(
-        [(torch.zeros_like(w) if w.grad is None else w.grad).flatten() for w in weights]
-    )
-    dist.all_reduce(flat)
-    for w, grad in zip(weights, flat.split([w.numel() for w in weights]), strict=True):
-        w.grad = grad.view_as(w)
-
-
-def agree(flag: bool) -> bool:
-    """Whether any rank says so: all stop at the same step, or one would wait for ever."""
-    return any(gather([flag]))
+    for w in weights:
+        w.grad = torch.zeros_like(w) if w.grad is None else w.grad
+        dist.all_reduce(w.grad)
 
 
 def end() -> None:
@@ -137,16 +105,14 @@ def end() -> None:
         dist.destroy_process_group()
 
 
-# ------------------------------------------------------------------------------------------------
-# Shards: each rank holds its rows of every tensor
-# ------------------------------------------------------------------------------------------------
+# ---- Shards: each rank holds its rows of every tensor --------------------------------------------
 
 
 def shard(model: nn.Module, score: Callable) -> Callable:
     """Leave each rank its rows of every weight -> `score`, which runs the model, to be called so.
 
-    Gradients and what an optimizer keeps of them are then rows too. Every call of what is returned
-    waits for all ranks, and so does its backward, which sums the gradients: all must make as many.
+    Every such call waits for all ranks, and so does its backward, which sums the gradients: all
+    must make as many.
     """
     mesh = init_device_mesh(model.device.type, (world(),))
     layers = list(next(m for m in model.modules() if isinstance(m, nn.ModuleList)))

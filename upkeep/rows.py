@@ -29,7 +29,7 @@ def row_fault(example: data.Example, prompt: int, policy: Policy, new: int) -> s
     if not right:
         return (
             "its true answer would not score 3 (a fence, a tag or a statement of over 20,000 "
-            "tokens in new_code, or a text that the tokenizer does not give back): mend it"
+            "tokens in new_code, or what the tokenizer does not give back): mend it"
         )
     if length > new and example.split in ("", "train"):  # what is graded may be longer
         return f"its true answer has {length} tokens, --max-new-tokens is {new}: raise that"
