@@ -137,8 +137,8 @@ PRESETS = {
 }
 # What --resume may change. Anything else would make one run of two.
 RESUMABLE = set(
-    "resume steps device threads pack_tokens recompute shard patience save_every eval_rows "
-    "show_every tensorboard".split()
+    "resume steps device threads dtype pack_tokens recompute shard patience save_every "
+    "eval_rows show_every tensorboard".split()
 )
 
 
@@ -284,6 +284,7 @@ def resumed(given: dict) -> Config:
         raise ValueError(f"--resume {given['resume']}: no run to go on with in that folder")
     try:
         kept = modern(json.loads(file.read_text(encoding="utf-8")))
+        check_dtype(kept, given)
         config = Config(**kept | given | {"out": given["resume"]})
         if not config.record().keys() <= kept.keys():
             raise TypeError
@@ -292,6 +293,16 @@ def resumed(given: dict) -> Config:
         raise ValueError(f"{file} is not a configuration of this version: start anew") from None
     except ValueError as error:
         raise ValueError(f"{file}: {error}") from None
+
+
+def check_dtype(kept: dict, given: dict) -> None:
+    """Say that a run goes on in another dtype; ValueError where its own weights would change."""
+    before, now = kept.get("dtype"), given.get("dtype", kept.get("dtype"))
+    adapted = Path(kept.get("model") or ".", "adapter_config.json").is_file()
+    if before != now and kept.get("adapter", "none") == "none" and not adapted:
+        raise ValueError(f"all weights are trained in {before}: --dtype may change under adapters")
+    if before != now:
+        print(f"this run went on in {before} so far, and from here on with --dtype {now}")
 
 
 def modern(kept: dict) -> dict:

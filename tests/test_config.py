@@ -133,15 +133,34 @@ def test_command_line_errors_have_no_traceback(small, capsys, monkeypatch, tmp_p
         assert error.startswith("recode.py: ") and error.count("\n") == 1, error
 
 
+def test_resume_in_another_dtype(small, capsys):
+    """Prevents: all weights trained on in other products without a word, or adapters that no
+    machine without bf16 units can go on with."""
+    folder = Path(small["out"])
+    folder.mkdir()
+    record = settings(small).record()
+    for adapter in ("none", "lora"):
+        (folder / "config.json").write_text(
+            json.dumps(record | {"dtype": "float32", "adapter": adapter})
+        )
+        again = ["--resume", str(folder), "--dtype", "bfloat16"]
+        if adapter == "none":
+            with pytest.raises(ValueError, match="trained in float32: --dtype may change under"):
+                parse(again)
+        else:
+            assert parse(again).dtype == "bfloat16"
+            assert "from here on with --dtype bfloat16" in capsys.readouterr().out
+        assert parse([*again[:-1], "float32"]).dtype == "float32"
+
+
 def test_resume_refuses_another_configuration(small):
     """Prevents: a traceback, or one run made of two configurations, whose record is then false."""
     folder = Path(small["out"])
     folder.mkdir()
     record = settings(small).record()
     (folder / "config.json").write_text(json.dumps(record))
-    for name, value in {"lr": "1", "dtype": "bfloat16"}.items():
-        with pytest.raises(ValueError, match=f"leave --{name} away"):
-            parse(["--resume", str(folder), f"--{name}", value])
+    with pytest.raises(ValueError, match="leave --lr away"):
+        parse(["--resume", str(folder), "--lr", "1"])
     assert parse(["--resume", str(folder), "--steps", "7"]).steps == 7
     for other in ('{"what": 1}', "[]", "{}", "{", '"x"', ""):
         (folder / "config.json").write_text(other)
