@@ -36,7 +36,7 @@ def names(tree: ast.AST) -> set[str]:
 
 @pytest.fixture(scope="module")
 def arrows() -> set[tuple[str, str]]:
-    """(room, room that it imports) for all tracked files of ours outside tests/ and the scripts beside the results."""
+    """(room, room that it imports) for all our files; tests and scripts of results know all."""
     command = ["git", "ls-files", "*.py", ":!tests", ":!data/results"]
     try:
         paths = subprocess.run(command, cwd=ROOT, capture_output=True, check=True, text=True).stdout
