@@ -16,6 +16,7 @@ import sys
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
+from functools import partial
 
 import torch
 import torch.nn.functional as F
@@ -58,11 +59,15 @@ class Pack:
         else:  # DoRA scales before the bias
             self.first, self.last = None, bias
 
-    def __call__(self, x: Tensor) -> tuple[Tensor, ...]:
-        """Layers that share their input ask for it one after the other: it is computed once."""
+    def __call__(self, x: Tensor, place: int) -> Tensor:
+        """The layer at this place. All are computed when the first asks, and let go at the last:
+        those of long prompts take gigabytes."""
         if x is not self.x:
             self.x, self.y = x, self.product(x.to(self.dtype)).split(self.sizes, dim=-1)
-        return self.y
+        y = self.y[place]
+        if place == len(self.sizes) - 1:
+            self.x = self.y = None
+        return y
 
     def product(self, x: Tensor) -> Tensor:
         y = torch.ops.mkldnn._linear_pointwise(x, self.weight, self.first, "none", [], "")
@@ -106,7 +111,7 @@ def packed(model: nn.Module, dtype: torch.dtype) -> Iterator[None]:
         for group in layers:
             pack = Pack(group, dtype)
             for place, layer in enumerate(group):
-                layer.forward = lambda x, pack=pack, place=place: pack(x)[place]
+                layer.forward = partial(pack, place=place)
         yield
     finally:
         for layer in (layer for group in layers for layer in group):
