@@ -415,7 +415,7 @@ def bench_memory(args) -> None:
 
 # ---------------------------------------------------------------- this tree over another
 
-TREES = ("sampling", "lengths", "greedy", "grading", "step", "toy")
+TREES = ("sampling", "generate", "lengths", "greedy", "grading", "step", "toy")
 
 
 def bench_trees(args) -> None:
@@ -425,12 +425,15 @@ def bench_trees(args) -> None:
         "| what | this tree | the other | ratio | spread | peak memory, GB |\n" + "|---" * 6 + "|"
     )
     for what in args.only.split(",") if args.only else TREES:
-        found = {ROOT: [], Path(args.against).resolve(): []}
+        sides = (ROOT, what), (Path(args.against).resolve(), what)
+        if what == "generate":  # transformers', in this tree
+            sides = (ROOT, "sampling"), (ROOT, what)
+        found = [[], []]
         for _ in range(args.repeats):
-            for tree in found:
-                found[tree].append(measured(tree, what, args.model))
-        mine, other = ([seconds for seconds, _ in runs] for runs in found.values())
-        peaks = " / ".join(f"{max(gb for _, gb in runs):.1f}" for runs in found.values())
+            for runs, (tree, work) in zip(found, sides, strict=True):
+                runs.append(measured(tree, work, args.model))
+        mine, other = ([seconds for seconds, _ in runs] for runs in found)
+        peaks = " / ".join(f"{max(gb for _, gb in runs):.1f}" for runs in found)
         middle = [statistics.median(times) for times in (mine, other)]
         spread = f"{min(mine):.1f} to {max(mine):.1f}, {min(other):.1f} to {max(other):.1f}"
         row = f"| {what} | {middle[0]:.1f} s | {middle[1]:.1f} s | {middle[1] / middle[0]:.2f}"
