@@ -191,7 +191,7 @@ def test_the_category_of_a_library_is_a_deprecation(run):
 
 
 def test_only_modules_of_both_sides_are_imported_beforehand():
-    """Prevents: a warning at the import of the old module is lost in the server."""
+    """Prevents: a warning at the import of the old module is lost in the import beforehand."""
     row = ROW._replace(
         old_code="import numpy as np\nimport toyold\nimport os",
         new_code="from numpy import sum\nimport toynew\nimport os",
@@ -446,7 +446,7 @@ def test_exact_proves_one_row_in_new_version_and_keeps_what_is_proved(prove, pro
 
 
 def test_an_interrupt_leaves_a_whole_record_and_no_litter(prove, programs, tmp_path, monkeypatch):
-    """Prevents: Ctrl-C leaves environments, servers or half a record behind."""
+    """Prevents: Ctrl-C leaves environments, programs or half a record behind."""
     prove(OLD, NEW)
     whole = record_of().read_bytes()
     other = (tmp_path / "updates" / "python.yaml").read_text().replace("python", "other")
