@@ -247,20 +247,26 @@ async def install(release: Release, folder: Path) -> str:
 
     One at a time in a folder of environments, so that two can ask for the same one.
     """
-    complete, (python, *packages) = folder / "complete", release
+    complete = folder / "complete"
     folder.parent.mkdir(parents=True, exist_ok=True)
-    with contextlib.ExitStack() as stack:
-        if not complete.exists() and folder not in FAULTS:
-            await asyncio.to_thread(stack.enter_context, alone(folder.parent))
-        if complete.exists() or folder in FAULTS:
-            return FAULTS.get(folder, "")
-        if await uv("venv", "--clear", "--python", python.split()[1], str(folder)):
-            FAULTS[folder] = f"no {python}"
-        elif fault := packages and await uv("pip", "install", "--python", str(folder), *packages):
-            FAULTS[folder] = fault
-        else:
-            complete.touch()
+    while not complete.exists() and folder not in FAULTS:
+        with contextlib.suppress(BlockingIOError), alone(folder.parent, fcntl.LOCK_NB):
+            if complete.exists():  # another process has just made it
+                break
+            if fault := await make(release, folder):
+                FAULTS[folder] = fault
+            else:
+                complete.touch()
+        await asyncio.sleep(0.2)  # a thread that waits for the lock would not hear Ctrl-C
     return FAULTS.get(folder, "")
+
+
+async def make(release: Release, folder: Path) -> str:
+    """Make an environment. Returns "", or why it cannot be made."""
+    python, *packages = release
+    if await uv("venv", "--clear", "--python", python.split()[1], str(folder)):
+        return f"no {python}"
+    return await uv("pip", "install", "--python", str(folder), *packages) if packages else ""
 
 
 # ---------------------------------------------------------------- the record
@@ -338,11 +344,11 @@ def write(path: Path, changes: dict[str, dict[str, str] | None]) -> None:
 
 
 @contextlib.contextmanager
-def alone(folder: Path) -> Iterator[None]:
-    """Keep others that ask for this folder, too, waiting."""
+def alone(folder: Path, how: int = 0) -> Iterator[None]:
+    """Keep others that ask for this folder, too, waiting; LOCK_NB: raise BlockingIOError there."""
     lock = os.open(folder, os.O_RDONLY)
     try:
-        fcntl.flock(lock, fcntl.LOCK_EX)
+        fcntl.flock(lock, fcntl.LOCK_EX | how)
         yield
     finally:
         os.close(lock)

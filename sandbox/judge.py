@@ -58,7 +58,8 @@ def processes() -> Iterator[dict[str, str]]:
     """/proc/PID/status of every process in sight: names, and the first word after each."""
     for pid in filter(str.isdigit, os.listdir("/proc")):
         with contextlib.suppress(OSError):  # it has ended
-            with open(f"/proc/{pid}/status") as file:
+            # A program may give itself any name, and its bytes need not be UTF-8.
+            with open(f"/proc/{pid}/status", errors="replace") as file:
                 yield dict(words[:2] for words in map(str.split, file) if len(words) > 1)
 
 

@@ -21,6 +21,7 @@ from multiprocessing.connection import Connection
 
 PLAIN = frozenset({type(None), bool, int, float, str})
 NAMED = type | types.FunctionType | types.BuiltinFunctionType
+END = object()  # of an iterator
 SMALL = 1 << 64  # a longer int goes in hexadecimal: decimal digits take quadratic time
 BUILTIN = (int, float, str, bytes, tuple, list, dict, set, frozenset)  # what subclasses become
 # Classes that are built anew from these arguments of their constructor.
@@ -187,7 +188,7 @@ class Wire:
         self.serves = {  # what the other side may ask
             "call": lambda f, /, *args, **kwargs: f(*args, **kwargs),
             "iter": iter,
-            "next": lambda x: list(itertools.islice(x, 1)),  # none at the end
+            "next": lambda x: [item for item in [next(x, END)] if item is not END],
         }
 
     def send(self, message: dict) -> None:

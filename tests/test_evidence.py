@@ -1,6 +1,7 @@
 """The ablations of the results page: each table's runs, made short, and what is handed to them."""
 
 import importlib.util
+import time
 from pathlib import Path
 
 import pytest
@@ -47,6 +48,27 @@ def test_a_row_of_each_table_is_made(tiny, tmp_path, monkeypatch, table, name):
     assert [row["split"] for row in answers] == ["test"] * 2 + ["test_seen"] * 2 + ["test_hard"] * 2
     shown = evidence.table(table, {(line["run"], 0): line})
     assert sum(" | 1 | " in row and name in row for row in shown.split("\n")) == 1
+
+
+def test_what_is_done_is_kept_whatever_ends_the_rest(tmp_path, monkeypatch):
+    """Prevents: half a line of a kill spoils the file for good; after one failure the others train
+    for hours and are thrown away."""
+    begun = []
+
+    def apart(job):
+        begun.append(job)
+        time.sleep(0.2)
+        if job[1] == 1:
+            raise ValueError("it diverged")
+        return {"run": evidence.named(job[0]), "seed": job[1]}
+
+    monkeypatch.setattr(evidence, "FOLDER", tmp_path)
+    monkeypatch.setattr(evidence, "apart", apart)
+    (tmp_path / "runs.jsonl").write_text('{"run": "{}", "seed": 7}\n{"run": "{')
+    with pytest.raises(ValueError, match="it diverged"):
+        evidence.make([({}, seed) for seed in (0, 1, *range(10, 30))], jobs=1)
+    assert {("{}", 7), ("{}", 0)} <= evidence.records().keys()
+    assert len(begun) < 22
 
 
 CODE = "a = 1\nprint(a)"

@@ -99,6 +99,8 @@ def test_no_rows_are_no_table_and_the_run_is_done(small, capsys):
     run.run(parse(["--resume", small["out"]]), recode.LOOPS)
     assert "is done, 2 steps" in capsys.readouterr().out
     assert report.results([folder]).splitlines()[2].startswith("| GRPO | 0 | - | - | - |")
+    (folder / "metrics.jsonl").write_text("")  # as of a run that was stopped before its first step
+    assert len(report.results([folder]).splitlines()) == 2
 
 
 def test_the_table_of_a_run_names_any_split():

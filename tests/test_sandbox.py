@@ -362,6 +362,19 @@ def test_nothing_survives(kind, protected):
     assert _processes(str(MEMORY)) == []
 
 
+def test_a_process_whose_name_is_no_text_stops_nobody():
+    """One program's name, read while another's sandbox closes, would end the whole evaluation."""
+    name = "import ctypes, time; ctypes.CDLL(None).prctl(15, b'\\xff'); print(1, flush=True)"
+    code = [sys.executable, "-c", f"{name}; time.sleep(60)"]
+    with subprocess.Popen(code, stdout=subprocess.PIPE) as process:
+        try:
+            process.stdout.readline()
+            found = {int(x["Pid:"]): x["Name:"] for x in judge.processes()}
+        finally:
+            process.kill()
+    assert found[process.pid] == "\ufffd"
+
+
 # ---- cheats that know this sandbox --------------------------------------------------------------
 
 # Finds the socket to the judge and the objects of the candidate's side in the frames.
@@ -502,7 +515,9 @@ def test_what_has_no_form_stays_and_is_used_from_afar():
     code = (
         "import itertools, re\ndef f(x): return itertools.count(x)\n"
         "def g(p, s): return re.match(p, s)\n"
-        "def h(f, xs): return [f(x) for x in xs]\ndef k(n): return lambda x: x + n"
+        "def h(f, xs): return [f(x) for x in xs]\ndef k(n): return lambda x: x + n\n"
+        "class Next:\n    def __next__(self): return 7\n"
+        "class Iter:\n    def __iter__(self): return iter([7])"
     )
     test = (
         "import itertools, re\n"
@@ -513,8 +528,10 @@ def test_what_has_no_form_stays_and_is_used_from_afar():
         "def cube(x): return x**3\n"
         "assert h(lambda x: x * x, iter([1, 2, 3])) == [1, 4, 9] and h(cube, [2]) == [8]\n"
         "assert k(2)(3) == 5\n"
+        "assert next(Next()) == 7 and list(Iter()) == [7]\n"
+        "try: next(Iter())\nexcept TypeError: pass\nelse: assert False\n"
     )
-    assert run(code, test, calls=["f", "g", "h", "k"]) == Verdict("pass")
+    assert run(code, test, calls=["f", "g", "h", "k", "Next", "Iter"]) == Verdict("pass")
 
 
 def test_an_iterator_is_read_no_further_than_may_be():

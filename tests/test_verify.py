@@ -191,7 +191,7 @@ def test_the_category_of_a_library_is_a_deprecation(run):
 
 
 def test_only_modules_of_both_sides_are_imported_beforehand():
-    """Prevents: a warning at the import of the old module is lost in the server."""
+    """Prevents: a warning at the import of the old module is lost in the import beforehand."""
     row = ROW._replace(
         old_code="import numpy as np\nimport toyold\nimport os",
         new_code="from numpy import sum\nimport toynew\nimport os",
@@ -253,6 +253,31 @@ def test_the_reason_is_the_same_on_every_machine(tmp_path, monkeypatch, complain
     (tmp_path / "uv").chmod(0o755)
     monkeypatch.setenv("PATH", str(tmp_path), prepend=os.pathsep)
     assert asyncio.run(verify.uv("pip", "install", "toy==9")) == reason
+
+
+def test_ctrl_c_ends_who_waits_for_another_s_environment(tmp_path):
+    """Prevents: a thread that waits for the lock keeps a stopped program alive for ever."""
+    (tmp_path / "uv").write_text("#!/bin/sh\nexec sleep 60\n")
+    (tmp_path / "uv").chmod(0o755)
+    code = (
+        "import asyncio, signal\nfrom pathlib import Path\nfrom data import verify\n"
+        "signal.signal(signal.SIGINT, signal.default_int_handler)\n"
+        "async def main():\n"
+        f"    folders = [Path({str(tmp_path)!r}, 'envs', str(i)) for i in range(3)]\n"
+        "    jobs = [verify.install(('Python 3', str(f)), f) for f in folders]\n"
+        "    asyncio.get_running_loop().call_later(1, lambda: print('waiting', flush=True))\n"
+        "    await asyncio.gather(*jobs)\n"
+        "asyncio.run(main())\n"
+    )
+    env = os.environ | {"PATH": f"{tmp_path}{os.pathsep}{os.environ['PATH']}"}
+    how = {"stdout": subprocess.PIPE, "stderr": subprocess.DEVNULL, "cwd": HERE.parent}
+    with subprocess.Popen([sys.executable, "-c", code], env=env, **how) as process:
+        try:
+            assert process.stdout.readline() == b"waiting\n"
+            process.send_signal(signal.SIGINT)
+            assert process.wait(20)
+        finally:
+            process.kill()
 
 
 def test_environments_go_unless_they_are_kept(prove, tmp_path, monkeypatch):
@@ -421,7 +446,7 @@ def test_exact_proves_one_row_in_new_version_and_keeps_what_is_proved(prove, pro
 
 
 def test_an_interrupt_leaves_a_whole_record_and_no_litter(prove, programs, tmp_path, monkeypatch):
-    """Prevents: Ctrl-C leaves environments, servers or half a record behind."""
+    """Prevents: Ctrl-C leaves environments, programs or half a record behind."""
     prove(OLD, NEW)
     whole = record_of().read_bytes()
     other = (tmp_path / "updates" / "python.yaml").read_text().replace("python", "other")

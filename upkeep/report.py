@@ -130,7 +130,7 @@ def outcome(folder: Path) -> dict:
         name += f", {config.get('filter') or config['live']} filter"
     if name != "SFT" and config["correctness"] != "em_star":
         name += f", {config['correctness']}"
-    return {"name": name, "seed": config["seed"], **rows(folder)[-1]}
+    return {"name": name, "seed": config["seed"], **(rows(folder) or [{}])[-1]}
 
 
 # Columns of the table: when a run was graded, on which split, and what of it.

@@ -21,7 +21,7 @@ import statistics
 import sys
 import tempfile
 import time
-from concurrent.futures import ProcessPoolExecutor, as_completed
+from concurrent.futures import ProcessPoolExecutor
 from functools import partial
 from pathlib import Path
 from unittest.mock import patch
@@ -38,6 +38,7 @@ import evaluate  # noqa: E402
 import grpo  # noqa: E402
 import recode  # noqa: E402
 import reward  # noqa: E402
+import sandbox  # noqa: E402
 import variants  # noqa: E402
 from config import Config  # noqa: E402
 from policy import Policy, load  # noqa: E402
@@ -282,17 +283,22 @@ def records() -> dict[tuple[str, int], dict]:
 
 def make(wanted: list[tuple[dict, int]], jobs: int) -> None:
     """Train these rows and seeds, `jobs` at a time, and write each down when it is done."""
-    fresh = {"max_workers": jobs, "max_tasks_per_child": 1, "initializer": quiet}
-    context = multiprocessing.get_context("spawn")
-    with ProcessPoolExecutor(mp_context=context, **fresh) as pool:
-        waiting = []
-        for row, seed in wanted:
-            name = hashlib.sha256(named(row).encode()).hexdigest()[:8]
-            answers = "" if seed else str(FOLDER / f"{name}.jsonl.gz")
-            waiting.append(pool.submit(made, row, seed, answers))
-        for done in tqdm(as_completed(waiting), total=len(waiting), unit="run"):
-            with open(FOLDER / "runs.jsonl", "a", encoding="utf-8") as file:
-                file.write(json.dumps(done.result()) + "\n")
+    file = FOLDER / "runs.jsonl"
+    if file.exists():  # a kill may have left half a line
+        os.truncate(file, file.read_bytes().rfind(b"\n") + 1)
+    # One that fails ends those that wait: they would train for hours, and nobody would note it.
+    for _, line in tqdm(sandbox.at_once(apart, wanted, jobs), total=len(wanted), unit="run"):
+        with open(file, "a", encoding="utf-8") as out:
+            out.write(json.dumps(line) + "\n")
+
+
+def apart(job: tuple[dict, int]) -> dict:
+    """`made`, in a process of its own."""
+    row, seed = job
+    name = hashlib.sha256(named(row).encode()).hexdigest()[:8]
+    answers = "" if seed else str(FOLDER / f"{name}.jsonl.gz")
+    with ProcessPoolExecutor(1, multiprocessing.get_context("spawn"), quiet) as pool:
+        return pool.submit(made, row, seed, answers).result()
 
 
 def quiet() -> None:
