@@ -284,8 +284,8 @@ def resumed(given: dict) -> Config:
         raise ValueError(f"--resume {given['resume']}: no run to go on with in that folder")
     try:
         kept = modern(json.loads(file.read_text(encoding="utf-8")))
-        check_dtype(kept, given)
         config = Config(**kept | given | {"out": given["resume"]})
+        check_dtype(kept, given)
         if not config.record().keys() <= kept.keys():
             raise TypeError
         return config

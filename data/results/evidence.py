@@ -74,7 +74,7 @@ TABLES: dict[str, dict[str, dict]] = {
         "... + dynamic sampling": {"algo": "dapo", "loss": "filter"},
         "... + token mean": {"algo": "dapo", "loss": "token mean"},
         "... + overlong penalty": {"algo": "dapo", "loss": "overlong", "overlong_buffer": 96},
-        "DAPO": {"algo": "dapo"},
+        "DAPO, but for the overlong penalty": {"algo": "dapo"},
         "DAPO, filter on the reward": {"algo": "dapo", "filter": "reward"},
     },
     "group": {
