@@ -25,7 +25,7 @@ from torch.nn.utils.rnn import pad_sequence
 from torch.utils.checkpoint import checkpoint
 from transformers import PreTrainedModel
 
-from attention import Cache, Layout, as_bias, check_architecture, forward
+from attention import Cache, Layout, as_bias, check_architecture, forward, unsupported
 
 LOGITS = 2**24  # most logits made at a time in training: 64 MB in float32
 FEW = 8  # running rows, or fewer, that `finish` takes over where there is one
@@ -103,7 +103,7 @@ def sample(
             length[row] += running
             running = running & ~torch.isin(token, eos)
             if t % sync_every(device) == 0:
-                row, running, token = trim(layout, row, running, token)  # [B, G] -> [B', G']
+                row, running, token = trim(layout.cache, row, running, token)  # [B, G] -> [B', G']
                 if finish and int(running.sum()) <= FEW:
                     tail = Tail(prompts, row, running, tokens, logp, length, uniform, eos)
                     forwards = finish(model, layout, tail, pick)  # [N]
@@ -138,7 +138,7 @@ def prefill(model: PreTrainedModel, prompts: list[list[int]], G: int) -> tuple[T
     position = torch.arange(ids.shape[1], device=device).expand_as(ids)
     padding = position >= start[:, None]  # [B, P]
     bias = as_bias(padding)[:, None, None] if padding.any() else None  # [B, 1, 1, P]
-    layout = Layout(cache=Cache(), start=start, bias=bias)
+    layout = Layout(Cache(start, bias))
     hidden = forward(model, ids, position, layout)  # [B, P] -> [B, P, C]
     last = hidden[torch.arange(len(prompts), device=device), start - 1]  # [B, C]
     return last[:, None].expand(-1, G, -1), layout
@@ -146,9 +146,10 @@ def prefill(model: PreTrainedModel, prompts: list[list[int]], G: int) -> tuple[T
 
 def decode(model: PreTrainedModel, token: Tensor, layout: Layout) -> Tensor:
     """Run every sample's newest token: [B, G] -> hidden [B, G, C]."""
-    position = (layout.start + layout.cache.length)[:, None].expand_as(token)  # [B] -> [B, G]
+    cache = layout.cache
+    position = (cache.start + cache.length)[:, None].expand_as(token)  # [B] -> [B, G]
     hidden = forward(model, token, position, layout)
-    layout.cache.length += 1
+    cache.length += 1
     return hidden
 
 
@@ -185,7 +186,7 @@ def sync_every(device: torch.device) -> int:
     return 16 if device.type == "cuda" else 1
 
 
-def trim(layout: Layout, row: Tensor, running: Tensor, token: Tensor) -> tuple:
+def trim(cache: Cache, row: Tensor, running: Tensor, token: Tensor) -> tuple:
     """Stop computing finished samples: [B, G] -> [B', G'], in each group the running ones first.
 
     B' groups have a running sample and G' is the most running in any. Where that saves less than an
@@ -195,7 +196,7 @@ def trim(layout: Layout, row: Tensor, running: Tensor, token: Tensor) -> tuple:
     if len(groups) * G > 0.875 * running.numel():
         return row, running, token
     order = running[groups].int().argsort(dim=1, descending=True, stable=True)[:, :G]  # [B', G']
-    layout.keep(groups, order)
+    cache.keep(groups, order)
     return tuple(x[groups].gather(1, order) for x in (row, running, token))
 
 
@@ -223,22 +224,18 @@ def row_logp(
     """token_logp without the checks: all texts in one row, the head at sampled tokens only."""
     device, mask = model.device, rollout.mask[groups].to(model.device)  # [b, G, T]
     token = rollout.tokens[groups].to(device)[mask]  # [M], one sample behind the other
-    ids, position, before, texts = [], [], [], []  # of the row; `before` for the M sampled tokens
-    for b, lengths in zip(groups, rollout.length[groups].tolist(), strict=True):
-        P, biases = len(rollout.prompts[b]), []
+    texts = [(len(rollout.prompts[b]), rollout.length[b].tolist()) for b in groups]
+    ids, position, before = [], [], []  # of the row; `before` for the M sampled tokens
+    for b, (P, lengths) in zip(groups, texts, strict=True):
         ids += [torch.tensor(rollout.prompts[b]), rollout.tokens[b][rollout.mask[b]]]
         position += range(P)
         last = len(position) - 1  # the prompt's last token predicts every completion's first
-        for T in filter(None, lengths):
+        for T in lengths:
             before += [last, *range(len(position), len(position) + T - 1)]
             position += range(P, P + T)  # each completion restarts behind the prompt
-            later = torch.ones(T, P + T, dtype=torch.bool, device=device).triu(P + 1)
-            biases.append(as_bias(later))
-        texts.append((P, biases))
-    layout = Layout(texts=texts)
     row = torch.cat([x.to(device) for x in ids])[None]  # [1, L]
     position = torch.tensor([position], device=device)
-    hidden = forward(model, row, position, layout)  # [1, L, C]
+    hidden = forward(model, row, position, Layout(texts=texts))  # [1, L, C]
     logp = head_logp(model, hidden[0, before], token, temperature)  # [M]
     return torch.zeros(mask.shape, device=device).masked_scatter(mask, logp)  # -> [b, G, T]
 
@@ -368,7 +365,5 @@ def check_numbers(model: PreTrainedModel) -> None:
     error = error.abs().mean().item()
     exact = {p.dtype for p in model.parameters()} <= {torch.float32, torch.float64}
     if not error < (5e-3 if exact else 0.25):  # `not <`: a NaN is refused as well
-        raise ValueError(
-            f"{type(model).__name__} gives other log-probabilities here (off by {error:.1e}): its "
-            "layers do more than causal softmax attention, which attention.py does not support."
-        )
+        does = f"does more than causal softmax attention (log-probabilities differ by {error:.1e})"
+        raise unsupported(model, does)
