@@ -178,32 +178,26 @@ def row_attention(q, k, v, layout: Layout, scale: float, window: int | None) -> 
     widths = [n for P, lengths in layout.texts for n in (P, *lengths)]
     parts = zip(*(x.split(widths, dim=2) for x in (q, k, v)), strict=True)  # (q, k, v) of each text
     out = []
-    for P, lengths in layout.texts:
+    for _, lengths in layout.texts:
         q, *prompt = next(parts)
         out.append(causal_attention(q, *prompt, layout, scale, window))
-        for T in lengths:
+        for _ in lengths:
             q, *kv = next(parts)
             kv = (torch.cat(pair, dim=2) for pair in zip(prompt, kv, strict=True))  # [.., P + T, D]
-            bias = layout.bias(T, P + T, window, q)
-            out.append(fused_attention(q, *kv, scale, attn_mask=bias))
+            out.append(causal_attention(q, *kv, layout, scale, window))
     return torch.cat(out, dim=2).transpose(1, 2)
 
 
 def causal_attention(q, k, v, layout: Layout, scale: float, window: int | None) -> Tensor:
-    """Every token of a text attends to itself and what came before: q [B, H, P, D] -> the same."""
-    P = q.shape[2]
-    if window is None or window >= P:
-        return fused_attention(q, k, v, scale, is_causal=True)
-    return fused_attention(q, k, v, scale, attn_mask=layout.bias(P, P, window, q))
-
-
-def fused_attention(q: Tensor, k: Tensor, v: Tensor, scale: float, **options) -> Tensor:
-    """PyTorch's kernels, which never store the logits: q [B, H, L, D] -> [B, H, L, D]."""
-    rep = q.shape[1] // k.shape[1]
+    """The last T of L tokens attend to themselves and what came before, by PyTorch's kernels, which
+    never store the logits: q [B, H, T, D], k and v [B, K, L, D] -> [B, H, T, D]."""
+    rep, T, L = q.shape[1] // k.shape[1], q.shape[2], k.shape[2]
     if rep > 1 and q.is_cuda:  # some GPU kernels cannot share key heads; without them PyTorch
         k, v = (x.repeat_interleave(rep, dim=1) for x in (k, v))  # would store the logits
         rep = 1
-    return F.scaled_dot_product_attention(q, k, v, scale=scale, enable_gqa=rep > 1, **options)
+    whole = T == L and (window is None or window >= L)  # needs no mask
+    how = {"is_causal": True} if whole else {"attn_mask": layout.bias(T, L, window, q)}
+    return F.scaled_dot_product_attention(q, k, v, scale=scale, enable_gqa=rep > 1, **how)
 
 
 NAME = "shared_prefix"  # no mask function goes by this name, so transformers builds no mask

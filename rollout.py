@@ -48,10 +48,6 @@ class Rollout:
         prompts, *tensors = vars(self).values()
         return Rollout([prompts[b] for b in groups], *(x[groups] for x in tensors))
 
-    def groups(self) -> list["Rollout"]:
-        """Each group by itself."""
-        return [self.pick([b]) for b in range(len(self.prompts))]
-
 
 @dataclass
 class Tail:
