@@ -175,16 +175,8 @@ def last_parts(names: Iterable[str]) -> list[str]:
 
 def same(model: PreTrainedModel, wanted: Adapter) -> bool:
     """Whether the model's adapters compute what these would, on the same layers."""
-    own = adapter_of(model)
-    alike = all(getattr(own, k) == getattr(wanted, k) for k in ("rank", "scale", "dora"))
-    return alike and layers(model).keys() == chosen(model, wanted.targets)
-
-
-def summary(model: PreTrainedModel) -> str:
-    """Which adapters the model has, for a complaint."""
-    own, names = adapter_of(model), ",".join(last_parts(layers(model)))
-    kind = ("rs" if own.rslora else "") + ("DoRA" if own.dora else "LoRA")
-    return f"{kind} adapters of rank {own.rank}, alpha {own.alpha:g} on {names}"
+    alike = [(x.rank, x.scale, x.dora) for x in (adapter_of(model), wanted)]
+    return alike[0] == alike[1] and layers(model).keys() == chosen(model, wanted.targets)
 
 
 def wrap(model: PreTrainedModel, names: set[str], adapter: Adapter) -> list[nn.Parameter]:

@@ -47,10 +47,9 @@ class Pack:
         self.rank = len(self.B)
         self.beyond = joined(beyond, self.sizes, dtype)
         bias = joined([layer.bias for layer in layers], self.sizes, dtype)
-        if self.beyond is None and bias is not None:
-            self.first, self.last = F.pad(bias, (0, self.rank)), None
-        else:  # DoRA scales before the bias
-            self.first, self.last = None, bias
+        at_once = self.beyond is None and bias is not None  # DoRA scales before the bias
+        self.first = F.pad(bias, (0, self.rank)) if at_once else None
+        self.last = None if at_once else bias
 
     def __call__(self, x: Tensor) -> tuple[Tensor, ...]:
         """Layers that share their input ask for it one after the other: it is computed once."""
