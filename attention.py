@@ -141,12 +141,9 @@ def shared_prefix_attention(module, q, k, v, attention_mask=None, scaling=None, 
 
 def decode_attention(q, k, v, layout: Layout, layer: int, window: int | None) -> Tensor:
     """Every sample's newest token attends to the cache: q [B, H, G, D] -> [B, G, H, D]."""
-    prompt = layout.cache.prompt[layer]  # k and v, each [B, K, P, D]
-    own = layout.cache.write(layer, (k, v))  # [B, K, G, S, D]
-    bias = layout.cache.bias
-    if window is not None:
-        own = [x[:, :, :, -window:] for x in own]
-        bias = left_behind(layout.cache, prompt[0].shape[2], window)
+    cache, prompt = layout.cache, layout.cache.prompt[layer]  # k and v, each [B, K, P, D]
+    own = [x[:, :, :, -(window or 0) :] for x in cache.write(layer, (k, v))]  # the newest, or all
+    bias = prompt_bias(cache, prompt[0].shape[2], window)
     # the rep query heads of one key head become query rows, so no key is ever repeated
     q = q.unflatten(1, (k.shape[1], -1)).transpose(2, 3)  # [B, H, G, D] -> [B, K, G, rep, D]
     out = group_attention(q, prompt, own, None if bias is None else bias[:, None])
@@ -300,9 +297,9 @@ def windowed(model: PreTrainedModel) -> int:
     return kinds.count("sliding_attention") if getattr(config, "sliding_window", None) else 0
 
 
-def left_behind(cache: Cache, P: int, window: int) -> Tensor | None:
+def prompt_bias(cache: Cache, P: int, window: int | None) -> Tensor | None:
     """The bias on the prompts' keys, with -inf also where the newest token's window has passed."""
-    if window > P + cache.length:
+    if window is None or window > P + cache.length:
         return cache.bias
     oldest = cache.start + cache.length - window + 1  # [B], the first position it sees
     gone = as_bias(torch.arange(P, device=oldest.device) < oldest[:, None])[:, None, None]
