@@ -97,9 +97,7 @@ def _myers(pairs: list[Pair], device: Device) -> LongTensor:
     return real.sum(0) + steps.sum(0)
 
 
-def _column(
-    match: Tensor, up: Tensor, down: Tensor, plus: Tensor, minus: Tensor
-) -> tuple[Tensor, Tensor]:
+def _column(match: Tensor, up: Tensor, down: Tensor, plus: Tensor, minus: Tensor) -> tuple:
     """Move `up` and `down` (in place) one column on; all int64 [words at work, N].
 
     same  = (((match & up) + up) ^ up) | match | down   rows with D[i, j] == D[i-1, j-1]

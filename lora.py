@@ -115,9 +115,7 @@ class Adapted(nn.Linear):
 # ---- a whole model -------------------------------------------------------------------------------
 
 
-def attach(
-    model: PreTrainedModel, adapter: Adapter, generator: torch.Generator | None = None
-) -> list[nn.Parameter]:
+def attach(model: PreTrainedModel, adapter: Adapter, generator=None) -> list[nn.Parameter]:
     """Put fresh adapters on the targets, in place, and freeze all else: -> what is to be trained.
 
     A is Kaiming-uniform as in PEFT, U(-1, 1) / sqrt(in), drawn from the generator on its own device

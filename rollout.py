@@ -214,9 +214,7 @@ def token_logp(
     return row_logp(model, rollout, groups, temperature or 1.0)
 
 
-def row_logp(
-    model: PreTrainedModel, rollout: Rollout, groups: list[int], temperature: float
-) -> Tensor:
+def row_logp(model, rollout: Rollout, groups: list[int], temperature: float) -> Tensor:
     """token_logp without the checks: all texts in one row, the head at sampled tokens only."""
     device, mask = model.device, rollout.mask[groups].to(model.device)  # [b, G, T]
     token = rollout.tokens[groups].to(device)[mask]  # [M], one sample behind the other
@@ -242,8 +240,7 @@ def packs(rollout: Rollout, budget: int, groups: Iterable[int] | None = None) ->
     A group's tokens are its prompt's, once, and its completions'.
     """
     size = rollout.length.sum(1).tolist()  # [B]
-    filled: list[list[int]] = []
-    room = 0
+    filled, room = [], 0
     for b in range(len(size)) if groups is None else groups:
         tokens = len(rollout.prompts[b]) + size[b]
         if tokens > room:
@@ -275,9 +272,7 @@ def head_logp(model: PreTrainedModel, hidden: Tensor, token: Tensor, temperature
 # ---- Small parts, and the checks -----------------------------------------------------------------
 
 
-def written(
-    prompts: list[list[int]], completions: list[list[list[int]]], pad_id: int, device
-) -> Rollout:
+def written(prompts: list[list[int]], completions: list, pad_id: int, device) -> Rollout:
     """A rollout of given completions, [b][g] a list of ids, that no policy sampled: logp is 0."""
     rows = [torch.tensor(ids) for group in completions for ids in group]  # N
     tokens = pad_sequence(rows, batch_first=True).to(device)  # [N, T]
@@ -313,9 +308,7 @@ def evaluating(model: PreTrainedModel) -> Iterator[None]:
             m.training = True
 
 
-def check_request(
-    model, prompts, group_size: int, max_new_tokens: int, temperature: float, top_p: float
-) -> None:
+def check_request(model, prompts, group_size, max_new_tokens, temperature, top_p) -> None:
     """Raise ValueError with one sentence that says what to change."""
     if not prompts or not all(prompts):
         raise ValueError("Give at least one prompt, and in each at least one token id.")
