@@ -27,6 +27,7 @@ H query heads, K key heads (rep = H / K), D head width, S tokens of each sample 
 tokens of a row.
 """
 
+import math
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, nullcontext
 from contextvars import ContextVar
@@ -35,7 +36,7 @@ from functools import partial
 
 import torch
 import torch.nn.functional as F
-from torch import Tensor
+from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 from transformers import AttentionInterface, PreTrainedModel
 from transformers.modeling_layers import GradientCheckpointingLayer
@@ -45,6 +46,8 @@ from transformers.modeling_layers import GradientCheckpointingLayer
 class Cache:
     """Keys and values of every layer: a prompt's once per group, and each sample's own."""
 
+    start: Tensor  # [B]; length of each prompt, where its samples begin
+    bias: Tensor | None  # [B, 1, 1, P]; -inf on the logits of the prompts' padding, else 0
     prompt: list[tuple] = field(default_factory=list)  # (k, v) a layer, each [B, K, P, D]
     own: list[tuple] = field(default_factory=list)  # (k, v) a layer, each [B, K, G, room, D]
     length: int = 0  # S: tokens of each sample in `own`
@@ -62,6 +65,8 @@ class Cache:
 
     def keep(self, groups: Tensor, order: Tensor) -> None:
         """Keep these groups [B'], and of each the samples in `order` [B', G']; forget the rest."""
+        self.start = self.start[groups]
+        self.bias = None if self.bias is None else self.bias[groups]
         self.prompt = [(k[groups], v[groups]) for k, v in self.prompt]
         for layer, pair in enumerate(self.own):
             # the two index tensors meet as [B', G'], in front: -> [B', G', K, S, D]
@@ -78,22 +83,27 @@ class Cache:
 class Layout:
     """What the running forward works on, for the attention function to know."""
 
-    # sampling: a cache, and for each prompt its length, which is where its samples begin, [B]
-    cache: Cache | None = None
-    start: Tensor | None = None
-    bias: Tensor | None = None  # -inf on the logits of padding, else 0: [B, 1, 1, P]
+    cache: Cache | None = None  # of sampling
     decode: Callable | None = None  # what takes the place of decode_attention (see drafts.py)
-    # training: for each group in the row the length P of its prompt, and for each completion what
-    # to add to its logits, 0 or -inf on what comes later: [T, P + T] with its own T
-    texts: list[tuple[int, list[Tensor]]] = field(default_factory=list)
+    # training: for each group in the row the length P of its prompt, and T of each completion
+    texts: list[tuple[int, list[int]]] = field(default_factory=list)
+    biases: dict[tuple, Tensor] = field(default_factory=dict)  # made by `bias`, for all layers
     calls: int = 0  # layers that came by so far: the index of the next one
     windows: int = 0  # of these, those with a sliding window
 
-    def keep(self, groups: Tensor, order: Tensor) -> None:
-        """Sampling goes on with these groups [B'], and of each the samples in `order` [B', G']."""
-        self.cache.keep(groups, order)
-        self.start = self.start[groups]
-        self.bias = None if self.bias is None else self.bias[groups]
+    def bias(self, T: int, L: int, window: int | None, q: Tensor) -> Tensor:
+        """What to add to the logits of the last T of L tokens, [T, L]: -inf on the keys of later
+        tokens and of those that the window has left behind, else 0.
+
+        For T = 2, L = 4 and a window of 2 that is  x . . x      token 2 sees 1 and 2
+                                                    x x . .      token 3 sees 2 and 3
+        """
+        key = T, L, window, q.dtype
+        if key not in self.biases:
+            token = torch.arange(L, device=q.device)
+            back = token[L - T :, None] - token  # how far behind a key is
+            self.biases[key] = as_bias((back < 0) | (back >= (window or L))).to(q.dtype)
+        return self.biases[key]
 
 
 LAYOUT: ContextVar[Layout] = ContextVar("layout")
@@ -111,7 +121,7 @@ def shared_prefix_attention(module, q, k, v, attention_mask=None, scaling=None, 
     asked = {name for name, value in extra.items() if value is not None} - HARMLESS
     if attention_mask is not None or extra.get("is_causal") is False or asked:
         need = ", ".join(sorted(asked)) or "a mask of its own"
-        raise ValueError(f"{type(module).__name__} needs {need}, which attention.py does not have.")
+        raise unsupported(module, f"needs {need}")
     # Under autocast rotary positions leave q and k in float32: a cache of those would be cast again
     # at every token.
     q, k = q.to(v.dtype), k.to(v.dtype)
@@ -120,23 +130,20 @@ def shared_prefix_attention(module, q, k, v, attention_mask=None, scaling=None, 
     layer, layout.calls = layout.calls, layout.calls + 1
     layout.windows += window is not None
     if layout.cache is None:
-        return row_attention(q, k, v, layout.texts, scale, window), None
+        return row_attention(q, k, v, layout, scale, window), None
     if layer < len(layout.cache.prompt):  # the prompts have been here
         attend = layout.decode or decode_attention
         return attend(q * scale, k, v, layout, layer, window), None
     layout.cache.prompt.append((k.contiguous(), v.contiguous()))
     # padding is right of the prompt, so causal attention inside the prompt needs no mask
-    return causal_attention(q, k, v, scale, window).transpose(1, 2), None  # [B, P, H, D]
+    return causal_attention(q, k, v, layout, scale, window).transpose(1, 2), None  # [B, P, H, D]
 
 
 def decode_attention(q, k, v, layout: Layout, layer: int, window: int | None) -> Tensor:
     """Every sample's newest token attends to the cache: q [B, H, G, D] -> [B, G, H, D]."""
-    prompt = layout.cache.prompt[layer]  # k and v, each [B, K, P, D]
-    own = layout.cache.write(layer, (k, v))  # [B, K, G, S, D]
-    bias = layout.bias
-    if window is not None:
-        own = [x[:, :, :, -window:] for x in own]
-        bias = left_behind(layout, prompt[0].shape[2], window)
+    cache, prompt = layout.cache, layout.cache.prompt[layer]  # k and v, each [B, K, P, D]
+    own = [x[:, :, :, -(window or 0) :] for x in cache.write(layer, (k, v))]  # the newest, or all
+    bias = prompt_bias(cache, prompt[0].shape[2], window)
     # the rep query heads of one key head become query rows, so no key is ever repeated
     q = q.unflatten(1, (k.shape[1], -1)).transpose(2, 3)  # [B, H, G, D] -> [B, K, G, rep, D]
     out = group_attention(q, prompt, own, None if bias is None else bias[:, None])
@@ -159,42 +166,35 @@ def group_attention(q: Tensor, prompt: tuple, own: list[Tensor], bias: Tensor | 
     return (to_prompt.flatten(2, 3) @ v_prompt).unflatten(2, (G, -1)) + to_own @ v_own
 
 
-def row_attention(q, k, v, texts: list, scale: float, window: int | None) -> Tensor:
+def row_attention(q, k, v, layout: Layout, scale: float, window: int | None) -> Tensor:
     """Completions attend to their prompt and themselves: q [1, H, L, D] -> [1, L, H, D].
 
     One kernel a text, each over its real tokens alone: with all completions of a group filled up
     to the longest and one kernel for them all, the bundled policy's step took 1.6 times as long.
     """
-    widths = [n for P, biases in texts for n in (P, *(len(bias) for bias in biases))]
+    widths = [n for P, lengths in layout.texts for n in (P, *lengths)]
     parts = zip(*(x.split(widths, dim=2) for x in (q, k, v)), strict=True)  # (q, k, v) of each text
     out = []
-    for _, biases in texts:
+    for _, lengths in layout.texts:
         q, *prompt = next(parts)
-        out.append(causal_attention(q, *prompt, scale, window))
-        for bias in biases:
+        out.append(causal_attention(q, *prompt, layout, scale, window))
+        for _ in lengths:
             q, *kv = next(parts)
-            bias = within(bias.to(q.dtype), window)
             kv = (torch.cat(pair, dim=2) for pair in zip(prompt, kv, strict=True))  # [.., P + T, D]
-            out.append(fused_attention(q, *kv, scale, attn_mask=bias))
+            out.append(causal_attention(q, *kv, layout, scale, window))
     return torch.cat(out, dim=2).transpose(1, 2)
 
 
-def causal_attention(q, k, v, scale: float, window: int | None) -> Tensor:
-    """Every token of a text attends to itself and what came before: q [B, H, P, D] -> the same."""
-    P = q.shape[2]
-    if window is None or window >= P:
-        return fused_attention(q, k, v, scale, is_causal=True)
-    later = torch.ones(P, P, dtype=torch.bool, device=q.device).triu(1)
-    return fused_attention(q, k, v, scale, attn_mask=within(as_bias(later).to(q.dtype), window))
-
-
-def fused_attention(q: Tensor, k: Tensor, v: Tensor, scale: float, **options) -> Tensor:
-    """PyTorch's kernels, which never store the logits: q [B, H, L, D] -> [B, H, L, D]."""
-    rep = q.shape[1] // k.shape[1]
+def causal_attention(q, k, v, layout: Layout, scale: float, window: int | None) -> Tensor:
+    """The last T of L tokens attend to themselves and what came before, by PyTorch's kernels, which
+    never store the logits: q [B, H, T, D], k and v [B, K, L, D] -> [B, H, T, D]."""
+    rep, T, L = q.shape[1] // k.shape[1], q.shape[2], k.shape[2]
     if rep > 1 and q.is_cuda:  # some GPU kernels cannot share key heads; without them PyTorch
         k, v = (x.repeat_interleave(rep, dim=1) for x in (k, v))  # would store the logits
         rep = 1
-    return F.scaled_dot_product_attention(q, k, v, scale=scale, enable_gqa=rep > 1, **options)
+    whole = T == L and (window is None or window >= L)  # needs no mask
+    how = {"is_causal": True} if whole else {"attn_mask": layout.bias(T, L, window, q)}
+    return F.scaled_dot_product_attention(q, k, v, scale=scale, enable_gqa=rep > 1, **how)
 
 
 NAME = "shared_prefix"  # no mask function goes by this name, so transformers builds no mask
@@ -206,17 +206,11 @@ def forward(model: PreTrainedModel, ids: Tensor, position: Tensor, layout: Layou
     layout.calls = layout.windows = 0
     with attending(model, layout):
         out = model.get_decoder()(input_ids=ids, position_ids=position, use_cache=False)
-    name, layers, windows = type(model).__name__, model.config.num_hidden_layers, windowed(model)
+    layers, windows = model.config.num_hidden_layers, windowed(model)
     if layout.calls != layers:
-        raise ValueError(
-            f"{name} ran this attention in {layout.calls} of its {layers} layers: all must be "
-            "softmax attention."
-        )
+        raise unsupported(model, f"runs this attention in {layout.calls} of its {layers} layers")
     if layout.windows != windows:
-        raise ValueError(
-            f"{name} handed its window over in {layout.windows} of {windows} layers that have one, "
-            "so attention.py cannot apply it."
-        )
+        raise unsupported(model, f"hands its window over in {layout.windows} of {windows} layers")
     return out.last_hidden_state
 
 
@@ -271,9 +265,14 @@ def check_architecture(model: PreTrainedModel, length: int) -> None:
         f"rotary positions that change in texts of {length} tokens": rope_limit(config) < length,
         "soft-capped logits": getattr(config, "final_logit_softcapping", None),
     }
-    name, found = type(model).__name__, [what for what, present in lacking.items() if present]
-    if found:
-        raise ValueError(f"{name} has {found[0]}, which attention.py does not support.")
+    for what, present in lacking.items():
+        if present:
+            raise unsupported(model, f"has {what}")
+
+
+def unsupported(part: nn.Module, what: str) -> ValueError:
+    """The complaint about a model, or a layer of it."""
+    return ValueError(f"{type(part).__name__} {what}, which attention.py does not support.")
 
 
 def rope_limit(config) -> float:
@@ -282,12 +281,10 @@ def rope_limit(config) -> float:
     Beyond it `dynamic` and `longrope` turn the whole text, and its batch, by other angles.
     """
     rope = getattr(config, "rope_parameters", None) or {}
-    limit = float("inf")
-    for one in (rope, *(x for x in rope.values() if isinstance(x, dict))):  # for all, or each kind
-        if one.get("rope_type") in ("dynamic", "longrope"):
-            most = one.get("original_max_position_embeddings") or config.max_position_embeddings
-            limit = min(limit, most)
-    return limit
+    kinds = [rope, *(x for x in rope.values() if isinstance(x, dict))]  # of all layers, or a kind
+    moving = [x for x in kinds if x.get("rope_type") in ("dynamic", "longrope")]
+    key = "original_max_position_embeddings"
+    return min((x.get(key) or config.max_position_embeddings for x in moving), default=math.inf)
 
 
 # ---- Sliding windows (Mistral, Gemma 3, ...): a token sees the `window` newest, itself included --
@@ -300,25 +297,10 @@ def windowed(model: PreTrainedModel) -> int:
     return kinds.count("sliding_attention") if getattr(config, "sliding_window", None) else 0
 
 
-def within(bias: Tensor, window: int | None) -> Tensor:
-    """`bias` [T, L] of the last T of L tokens, with -inf also on what the window has left behind.
-
-    For T = L = 4 and a window of 2 that is  . . . .      the first row sees token 0 (and no later
-                                             . . . .      one, which `bias` says), the last one
-                                             x . . .      tokens 2 and 3
-                                             x x . .
-    """
-    T, L = bias.shape
-    if window is None or window >= L:
-        return bias
-    gone = torch.ones(T, L, dtype=torch.bool, device=bias.device).tril(L - T - window)
-    return bias.masked_fill(gone, -torch.inf)
-
-
-def left_behind(layout: Layout, P: int, window: int) -> Tensor | None:
+def prompt_bias(cache: Cache, P: int, window: int | None) -> Tensor | None:
     """The bias on the prompts' keys, with -inf also where the newest token's window has passed."""
-    if window > P + layout.cache.length:
-        return layout.bias
-    oldest = layout.start + layout.cache.length - window + 1  # [B], the first position it sees
+    if window is None or window > P + cache.length:
+        return cache.bias
+    oldest = cache.start + cache.length - window + 1  # [B], the first position it sees
     gone = as_bias(torch.arange(P, device=oldest.device) < oldest[:, None])[:, None, None]
-    return gone if layout.bias is None else layout.bias + gone  # [B, 1, 1, P]
+    return gone if cache.bias is None else cache.bias + gone  # [B, 1, 1, P]

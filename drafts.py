@@ -72,8 +72,9 @@ def check(
     sizes = [1 + len(row.draft) for row in rows]
     S = max(row.length + len(row.draft) for row in rows)
     ids, number, b, g, j, at = torch.tensor(table, device=tail.tokens.device).T  # [M] each
-    layout.decode = Step((b, g, j), at, (*tail.row.shape, max(sizes)), S, layout.start).attention
-    hidden = forward(model, ids[None], (layout.start[b] + at)[None], layout)  # [1, M, C]
+    start, shape = layout.cache.start, (*tail.row.shape, max(sizes))
+    layout.decode = Step((b, g, j), at, shape, S, start).attention
+    hidden = forward(model, ids[None], (start[b] + at)[None], layout)  # [1, M, C]
     drawn = pick(head(model, hidden), tail.uniform[at + 1, number][None])
     return [x[0].split(sizes) for x in drawn]
 

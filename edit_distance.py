@@ -1,10 +1,12 @@
 """Levenshtein distance, exact, bit-parallel and batched: what ES* in `reward.py` is made from."""
 
 import os.path
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 
 import torch
+import torch.nn.functional as F
 from torch import LongTensor, Tensor
+from torch.nn.utils.rnn import pad_sequence
 
 Pair = tuple[str, str]
 Device = str | torch.device
@@ -17,8 +19,8 @@ MAX_CELLS = 2**31  # pairs * longest * longest short side in one batch: at most 
 def levenshtein(a: list[str], b: list[str], device: Device = "cpu") -> LongTensor:
     """Exact edit distance of a[i] and b[i] in code points: list[N], list[N] -> int64 [N].
 
-    Equal pairs cost nothing, repeated ones are computed once, and common ends are cut off first:
-    no cheapest edit touches them. Raises ValueError if the lists differ in length.
+    Repeated pairs are computed once, and common ends are cut off first: no cheapest edit touches
+    them. Raises ValueError if the lists differ in length.
     """
     if len(a) != len(b):
         raise ValueError(f"levenshtein needs two lists of one length, got {len(a)} and {len(b)}")
@@ -33,8 +35,6 @@ def levenshtein(a: list[str], b: list[str], device: Device = "cpu") -> LongTenso
 
 def _core(a: str, b: str) -> Pair:
     """Both without their common beginning and end, the shorter first."""
-    if a == b:
-        return "", ""
     head = len(os.path.commonprefix([a, b]))
     a, b = a[head:], b[head:]
     tail = len(os.path.commonprefix([a[::-1], b[::-1]]))
@@ -66,14 +66,13 @@ def _myers(pairs: list[Pair], device: Device) -> LongTensor:
 
     Measured for 64 pairs of 1000 random characters, CPU seconds on one thread of a busy machine:
     this 0.06, anti-diagonals of the table about 0.10, its rows with torch.cummax 0.12, plain Python
-    19 or more; for 256 pairs this 0.14, rows 0.52. Diagonals would need a million steps for 1 MB of
-    text, and the wide tensors of the other two wait for their threads where cores are shared.
+    19 or more. Diagonals would need a million steps for 1 MB of text.
     """
-    words = -(-max(len(long) for _, long in pairs) // WORD)  # W
-    text = _codes([short for short, _ in pairs], max(len(short) for short, _ in pairs), device)
-    pattern = _codes([long for _, long in pairs], words * WORD, device)  # [N, 64 W]
+    text, pattern = (_codes(texts, device) for texts in zip(*pairs, strict=True))
     columns = text.shape[1]  # n
+    pattern = F.pad(pattern, (-pattern.shape[1] % WORD, 0), value=PAD)  # [N, 64 W]
     table, slot = _match_table(pattern, text)  # [W, N, A], [N, n]
+    words = len(table)  # W
     slot = slot.t().flip(0).contiguous()  # [n, N], last column first: word w + 1 is a column behind
     place = torch.arange(words * len(pairs), device=device).view(words, -1)  # [W, N]
     place *= table.shape[2]  # of each word's first slot in the table
@@ -81,7 +80,7 @@ def _myers(pairs: list[Pair], device: Device) -> LongTensor:
     # Padding stands left and up. It equals itself and adds nothing, so D there is what an empty
     # string gives: 1 per real row downwards, 1 per real column to the right.
     real = (text != PAD).long().t()  # [n, N]
-    up = _pack(pattern != PAD)  # [W, N]
+    up = _bits(pattern != PAD).sum(2).contiguous()  # [W, N]
     down = torch.zeros_like(up)
     plus = up.new_zeros(words + 1, len(pairs))  # horizontal steps of +1 that enter word w, of -1:
     minus = torch.zeros_like(plus)  # the first row is the table's upper edge
@@ -94,12 +93,11 @@ def _myers(pairs: list[Pair], device: Device) -> LongTensor:
         right, left = _column(match, up[now], down[now], plus[now], minus[now])
         plus[below], minus[below] = right < 0, left < 0  # the sign bit is a word's last row
     # D at the lower right = the way along the upper edge, then down the last column.
-    return real.sum(0) + _count(up) - _count(down)
+    steps = sum((up >> bit & 1) - (down >> bit & 1) for bit in range(WORD))  # [W, N]
+    return real.sum(0) + steps.sum(0)
 
 
-def _column(
-    match: Tensor, up: Tensor, down: Tensor, plus: Tensor, minus: Tensor
-) -> tuple[Tensor, Tensor]:
+def _column(match: Tensor, up: Tensor, down: Tensor, plus: Tensor, minus: Tensor) -> tuple:
     """Move `up` and `down` (in place) one column on; all int64 [words at work, N].
 
     same  = (((match & up) + up) ^ up) | match | down   rows with D[i, j] == D[i-1, j-1]
@@ -116,13 +114,11 @@ def _column(
     return right, left
 
 
-def _codes(texts: list[str], width: int, device: Device) -> Tensor:
-    """Code points, right-aligned, PAD on the left: list[N] -> int32 [N, width]."""
-    flat = bytearray("".join(texts).encode("utf-32-le", "surrogatepass"))
-    length = torch.tensor([len(text) for text in texts])
-    real = torch.arange(width) >= width - length[:, None]  # [N, width]
-    codes = torch.full(real.shape, PAD, dtype=torch.int32)
-    return codes.masked_scatter_(real, torch.frombuffer(flat, dtype=torch.int32)).to(device)
+def _codes(texts: Iterable[str], device: Device) -> Tensor:
+    """Code points, right-aligned, PAD on the left: N texts -> int32 [N, longest]."""
+    encoded = (bytearray(text.encode("utf-32-le", "surrogatepass")) for text in texts)
+    rows = [torch.frombuffer(codes, dtype=torch.int32) for codes in encoded]
+    return pad_sequence(rows, True, PAD, padding_side="left").to(device)
 
 
 def _match_table(pattern: Tensor, text: Tensor) -> tuple[Tensor, Tensor]:
@@ -136,20 +132,14 @@ def _match_table(pattern: Tensor, text: Tensor) -> tuple[Tensor, Tensor]:
     rank = (order.diff(dim=1, prepend=order[:, :1]) != 0).cumsum(1)  # [N, n], 0 to A - 1
     nearest = torch.searchsorted(order, pattern).clamp_(max=order.shape[1] - 1)  # [N, 64 W]
     known = order.gather(1, nearest) == pattern
-    bits = known.long() << torch.arange(WORD, device=text.device).repeat(pattern.shape[1] // WORD)
-    by_word = (len(text), -1, WORD)
-    bits, place = (x.view(by_word).transpose(0, 1) for x in (bits, rank.gather(1, nearest)))
-    table = bits.new_zeros(len(bits), len(text), int(rank.max()) + 1)
+    place = rank.gather(1, nearest).view(len(text), -1, WORD).transpose(0, 1)  # [W, N, 64]
+    table = rank.new_zeros(len(place), len(text), int(rank.max()) + 1)
     # Each bit is added once, so the sum is their union.
-    return table.scatter_add_(2, place, bits), rank.gather(1, torch.searchsorted(order, text))
+    table.scatter_add_(2, place, _bits(known))
+    return table, rank.gather(1, torch.searchsorted(order, text))
 
 
-def _pack(rows: Tensor) -> Tensor:
-    """bool [N, 64 W] -> int64 words [W, N], the first row in the lowest bit."""
-    words = rows.long().view(len(rows), -1, WORD) << torch.arange(WORD, device=rows.device)
-    return words.sum(2).t().contiguous()
-
-
-def _count(words: Tensor) -> Tensor:
-    """Number of set bits in each column of words: [W, N] -> [N]."""
-    return sum((words >> bit & 1).sum(0) for bit in range(WORD))
+def _bits(rows: Tensor) -> Tensor:
+    """Each row as its bit in its word, the first row the lowest: bool [N, 64 W] -> [W, N, 64]."""
+    by_word = rows.long().view(len(rows), -1, WORD).transpose(0, 1)
+    return by_word << torch.arange(WORD, device=rows.device)

@@ -26,6 +26,7 @@ import re
 from collections.abc import Iterable, Iterator
 from contextlib import AbstractContextManager, contextmanager
 from dataclasses import dataclass, field
+from itertools import chain
 from pathlib import Path
 
 import torch
@@ -51,10 +52,7 @@ class Adapter:
 
     def __post_init__(self):
         if self.rank < 1 or not self.alpha > 0:
-            raise ValueError(
-                f"Adapters of rank {self.rank}, alpha {self.alpha}: give a rank of 1 or more and "
-                "an alpha above 0."
-            )
+            raise ValueError("give a rank of 1 or more and an alpha above 0")
 
     @property
     def scale(self) -> float:  # s
@@ -117,9 +115,7 @@ class Adapted(nn.Linear):
 # ---- a whole model -------------------------------------------------------------------------------
 
 
-def attach(
-    model: PreTrainedModel, adapter: Adapter, generator: torch.Generator | None = None
-) -> list[nn.Parameter]:
+def attach(model: PreTrainedModel, adapter: Adapter, generator=None) -> list[nn.Parameter]:
     """Put fresh adapters on the targets, in place, and freeze all else: -> what is to be trained.
 
     A is Kaiming-uniform as in PEFT, U(-1, 1) / sqrt(in), drawn from the generator on its own device
@@ -128,8 +124,7 @@ def attach(
     """
     trained = wrap(model, chosen(model, adapter.targets), adapter)
     for layer in layers(model).values():
-        home = generator.device if generator else "cpu"
-        A = torch.empty(layer.lora_A.shape, dtype=torch.float32, device=home)
+        A = torch.empty(layer.lora_A.shape, device=generator.device if generator else "cpu")
         A.uniform_(-1, 1, generator=generator).div_(math.sqrt(layer.in_features))
         layer.lora_A.data.copy_(A)
     return trained
@@ -147,9 +142,8 @@ def adapter_of(model: PreTrainedModel) -> Adapter:
 
 def linear(model: PreTrainedModel) -> dict[str, nn.Linear]:
     """Every linear layer by name; a head tied to the embeddings is none, it would change both."""
-    tied = model.get_input_embeddings().weight
-    found = {name: m for name, m in model.named_modules() if isinstance(m, nn.Linear)}
-    return {name: m for name, m in found.items() if m.weight is not tied}
+    modules, tied = model.named_modules(), model.get_input_embeddings().weight
+    return {n: m for n, m in modules if isinstance(m, nn.Linear) and m.weight is not tied}
 
 
 def named(model: PreTrainedModel, targets: str | Iterable[str]) -> set[str]:
@@ -179,16 +173,8 @@ def last_parts(names: Iterable[str]) -> list[str]:
 
 def same(model: PreTrainedModel, wanted: Adapter) -> bool:
     """Whether the model's adapters compute what these would, on the same layers."""
-    own = adapter_of(model)
-    alike = all(getattr(own, k) == getattr(wanted, k) for k in ("rank", "scale", "dora"))
-    return alike and layers(model).keys() == chosen(model, wanted.targets)
-
-
-def summary(model: PreTrainedModel) -> str:
-    """Which adapters the model has, for a complaint."""
-    own, names = adapter_of(model), ",".join(last_parts(layers(model)))
-    kind = ("rs" if own.rslora else "") + ("DoRA" if own.dora else "LoRA")
-    return f"{kind} adapters of rank {own.rank}, alpha {own.alpha:g} on {names}"
+    alike = [(x.rank, x.scale, x.dora) for x in (adapter_of(model), wanted)]
+    return alike[0] == alike[1] and layers(model).keys() == chosen(model, wanted.targets)
 
 
 def wrap(model: PreTrainedModel, names: set[str], adapter: Adapter) -> list[nn.Parameter]:
@@ -206,9 +192,9 @@ def wrap(model: PreTrainedModel, names: set[str], adapter: Adapter) -> list[nn.P
 
 def disabled(model: PreTrainedModel) -> AbstractContextManager:
     """Inside, the model is its base, bit for bit: the reference needs no second copy."""
-    if not (found := in_use(model)):
+    if not layers(model):
         raise ValueError("This model has no adapters that could be off: its reference is a copy.")
-    return changed((layer, "on", False) for layer in found)
+    return changed(model, ((layer, "on", False) for layer in layers(model).values()))
 
 
 def merged(model: PreTrainedModel) -> AbstractContextManager:
@@ -217,9 +203,9 @@ def merged(model: PreTrainedModel) -> AbstractContextManager:
     The originals are set aside and put back, never computed back: W + d - d drifts in bf16. Inside
     they take their memory once more. A model without adapters stays as it is. No training inside.
     """
-    found = in_use(model)
-    plain = [(x, "weight", nn.Parameter(x.merge(), requires_grad=False)) for x in found]
-    return changed([*plain, *((layer, "on", False) for layer in found)])
+    found = layers(model).values()
+    weights = ((x, "weight", nn.Parameter(x.merge(), requires_grad=False)) for x in found)
+    return changed(model, chain(weights, ((x, "on", False) for x in found)))
 
 
 def frozen(model: PreTrainedModel) -> dict[str, Tensor]:
@@ -232,21 +218,17 @@ def swapped(model: PreTrainedModel, tensors: dict[str, Tensor]) -> AbstractConte
 
     A backward of what was computed outside finds its numbers again. No training inside.
     """
-    in_use(model)
-    return changed((p, "data", tensors[k]) for k, p in stored(model).items())
-
-
-def in_use(model: PreTrainedModel) -> list[Adapted]:
-    """The adapted layers, all of them in use: `disabled` in `merged` would find no base there."""
-    found = list(layers(model).values())
-    if all(layer.on for layer in found):
-        return found
-    raise ValueError("disabled(), merged() and swapped() do not nest: leave one first.")
+    return changed(model, ((p, "data", tensors[k]) for k, p in stored(model).items()))
 
 
 @contextmanager
-def changed(changes: Iterable[tuple[object, str, object]]) -> Iterator[None]:
-    """Inside, these attributes (of whom, name, value) are others; whatever ends it, they return."""
+def changed(model: PreTrainedModel, changes: Iterable[tuple]) -> Iterator[None]:
+    """Inside, these attributes (of whom, name, value) are others; whatever ends it, they return.
+
+    The adapters must be in use: `disabled` in `merged` would find no base there.
+    """
+    if not all(layer.on for layer in layers(model).values()):
+        raise ValueError("disabled(), merged() and swapped() do not nest: leave one first.")
     kept = []
     try:
         for thing, name, value in changes:
@@ -270,12 +252,9 @@ NEUTRAL = NARROW | set(
     "target_modules base_model_name_or_path task_type revision auto_mapping inference_mode "
     "megatron_core qalora_group_size lora_dropout peft_version".split()
 )
-# what others may be; the rest, later inventions included, must be switched off
-KNOWN = {
-    "peft_type": ("LORA",),
-    "bias": ("none",),
-    "init_lora_weights": (True, False, "gaussian"),  # others change the base as well
-}
+# what others may be (other `init_lora_weights` change the base as well); the rest, later inventions
+# included, must be switched off
+KNOWN = {"peft_type": ("LORA",), "bias": ("none",), "init_lora_weights": (True, False, "gaussian")}
 OFF = (None, False, 0, "", [], {})
 
 
@@ -352,18 +331,14 @@ def read_config(model: PreTrainedModel, file: Path) -> tuple[Adapter, set[str] |
 def stored(model: PreTrainedModel) -> dict[str, nn.Parameter]:
     """The adapters' parameters under PEFT's names; magnitudes go without `.weight`."""
     return {
-        f"{PREFIX}{name}.{part}" + (".weight" if part != "lora_magnitude_vector" else ""): p
-        for name, layer in layers(model).items()
-        for part, p in layer.named_parameters()
-        if part.startswith("lora_")
+        f"{PREFIX}{name}" + (".weight" if name.endswith(("_A", "_B")) else ""): p
+        for name, p in model.named_parameters()
+        if ".lora_" in name
     }
 
 
 def save_merged(model: PreTrainedModel, folder: str | Path) -> None:
-    """Write a full checkpoint with merged weights, in the base's dtype, for programs without DoRA.
-
-    The model itself is left with its adapters.
-    """
+    """Write a whole model with merged weights, in the base's dtype, for programs without DoRA."""
     with merged(model):
         plain = {k: v for k, v in model.state_dict().items() if ".lora_" not in k}
         model.save_pretrained(folder, state_dict=plain)

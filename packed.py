@@ -13,8 +13,8 @@ small in B A. Not here: training, which has many rows, and GPUs, which need no p
 
 import statistics
 import sys
-import time
-from collections.abc import Iterator
+import timeit
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from functools import partial
 
@@ -37,27 +37,20 @@ class Pack:
     matrix, and all B one of blocks: two products, where q, k and v alone had nine.
     """
 
+    @torch.no_grad()
     def __init__(self, layers: list[nn.Linear], dtype: torch.dtype):
         self.dtype, self.x, self.y = dtype, None, None
         self.sizes = [layer.out_features for layer in layers]
-        adapted = [isinstance(layer, lora.Adapted) and layer.on for layer in layers]
-        mine = [layer for layer, on in zip(layers, adapted, strict=True) if on]
-        weight = torch.cat([m.weight for m in layers] + [m.lora_A for m in mine]).detach()
-        self.weight = torch.ops.mkldnn._reorder_linear_weight(weight.to(dtype), ROWS)
-        self.rank = sum(len(m.lora_A) for m in mine)
-        blocks = [
-            layer.adapter.scale * layer.lora_B.detach() if on else layer.weight.new_empty(out, 0)
-            for layer, on, out in zip(layers, adapted, self.sizes, strict=True)
-        ]
-        self.B = torch.block_diag(*blocks).T.to(dtype)  # [rank, out]
-        bias = joined([(m.bias, m.out_features) for m in layers], dtype)
-        beyond = [m.lora_magnitude_vector / m.norm() - 1 if on and m.adapter.dora else None
-                  for m, on in zip(layers, adapted, strict=True)]  # fmt: skip
-        self.beyond = joined(list(zip(beyond, self.sizes, strict=True)), dtype)
-        if self.beyond is None and bias is not None:
-            self.first, self.last = F.pad(bias, (0, self.rank)), None
-        else:  # DoRA scales before the bias
-            self.first, self.last = None, bias
+        As, Bs, beyond = zip(*map(beside, layers), strict=True)
+        weight = torch.cat([*(layer.weight for layer in layers), *As]).to(dtype)
+        self.weight = torch.ops.mkldnn._reorder_linear_weight(weight, ROWS)
+        self.B = torch.block_diag(*Bs).T.to(dtype)  # [rank, out]
+        self.rank = len(self.B)
+        self.beyond = joined(beyond, self.sizes, dtype)
+        bias = joined([layer.bias for layer in layers], self.sizes, dtype)
+        at_once = self.beyond is None and bias is not None  # DoRA scales before the bias
+        self.first = F.pad(bias, (0, self.rank)) if at_once else None
+        self.last = None if at_once else bias
 
     def __call__(self, x: Tensor, place: int) -> Tensor:
         """The layer at this place. All are computed when the first asks, and let go at the last:
@@ -80,12 +73,20 @@ class Pack:
         return y if self.last is None else y + self.last
 
 
-def joined(parts: list[tuple[Tensor | None, int]], dtype: torch.dtype) -> Tensor | None:
+def beside(layer: nn.Linear) -> tuple[Tensor, Tensor, Tensor | None]:
+    """What an adapter puts beside W: A [r, in], s B [out, r], m/n - 1 [out]; r is 0 without one."""
+    if not (isinstance(layer, lora.Adapted) and layer.on):
+        return layer.weight[:0], layer.weight[:, :0], None
+    m, B = layer.lora_magnitude_vector, layer.adapter.scale * layer.lora_B
+    return layer.lora_A, B, None if m is None else m / layer.norm() - 1
+
+
+def joined(parts: Sequence[Tensor | None], sizes: list[int], dtype: torch.dtype) -> Tensor | None:
     """Vectors of these sizes in a row, zeros for one that is missing; None if all are."""
-    if all(part is None for part, _ in parts):
+    if all(part is None for part in parts):
         return None
-    whole = [torch.zeros(size) if part is None else part.detach() for part, size in parts]
-    return torch.cat(whole).to(dtype)
+    pairs = zip(parts, sizes, strict=True)
+    return torch.cat([torch.zeros(n) if x is None else x for x, n in pairs]).to(dtype)
 
 
 def together(model: nn.Module) -> list[list[nn.Linear]]:
@@ -114,7 +115,7 @@ def packed(model: nn.Module, dtype: torch.dtype) -> Iterator[None]:
                 layer.forward = partial(pack, place=place)
         yield
     finally:
-        for layer in (layer for group in layers for layer in group):
+        for layer in sum(layers, []):
             vars(layer).pop("forward", None)
 
 
@@ -130,13 +131,13 @@ def faster_dtype(model: nn.Module) -> torch.dtype:
     Only some processors have units for bf16: with them it takes half the time of float32, without
     them five times as long. A model of less than `SMALL` weights stays in float32.
     """
-    device = next(model.parameters()).device
-    layers = [m for m in model.modules() if isinstance(m, nn.Linear)]
-    if sum(p.numel() for p in model.parameters()) < SMALL or device.type == "mps":
+    device = next(model.parameters()).device.type
+    if sum(p.numel() for p in model.parameters()) < SMALL or device == "mps":
         return torch.float32
-    if device.type == "cuda":
+    if device == "cuda":
         return torch.bfloat16 if torch.cuda.is_bf16_supported(False) else torch.float32
-    layer = max(layers[:-1], key=lambda m: m.weight.numel())  # the last one is the head
+    *layers, _ = (m for m in model.modules() if isinstance(m, nn.Linear))  # the last is the head
+    layer = max(layers, key=lambda m: m.weight.numel())
     low, full = (product_seconds(layer, dtype) for dtype in (torch.bfloat16, torch.float32))
     best = torch.bfloat16 if low < full else torch.float32
     times = f"{1e3 * low:.1f} ms in bfloat16, {1e3 * full:.1f} in float32"
@@ -149,9 +150,4 @@ def product_seconds(layer: nn.Linear, dtype: torch.dtype) -> float:
     """Median time of the product of 256 rows with a layer's weight."""
     weight = layer.weight.to(dtype)
     x = torch.ones(256, weight.shape[1], dtype=dtype)
-    seconds = []
-    for _ in range(5):
-        begin = time.perf_counter()
-        x @ weight.T
-        seconds.append(time.perf_counter() - begin)
-    return statistics.median(seconds)
+    return statistics.median(timeit.repeat(lambda: x @ weight.T, number=1))

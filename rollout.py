@@ -21,10 +21,11 @@ from functools import partial
 import torch
 import torch.nn.functional as F
 from torch import Tensor
+from torch.nn.utils.rnn import pad_sequence
 from torch.utils.checkpoint import checkpoint
 from transformers import PreTrainedModel
 
-from attention import Cache, Layout, as_bias, check_architecture, forward
+from attention import Cache, Layout, as_bias, check_architecture, forward, unsupported
 
 LOGITS = 2**24  # most logits made at a time in training: 64 MB in float32
 FEW = 8  # running rows, or fewer, that `finish` takes over where there is one
@@ -44,15 +45,8 @@ class Rollout:
 
     def pick(self, groups: list[int]) -> "Rollout":
         """These groups alone."""
-        rest = (getattr(self, name) for name in TENSORS)
-        return Rollout([self.prompts[b] for b in groups], *(x[groups] for x in rest))
-
-    def groups(self) -> list["Rollout"]:
-        """Each group by itself."""
-        return [self.pick([b]) for b in range(len(self.prompts))]
-
-
-TENSORS = ("tokens", "mask", "logp", "length", "truncated", "forwards")
+        prompts, *tensors = vars(self).values()
+        return Rollout([prompts[b] for b in groups], *(x[groups] for x in tensors))
 
 
 @dataclass
@@ -69,9 +63,7 @@ class Tail:
     eos: Tensor  # long [E]
 
 
-# ------------------------------------------------------------------------------------------------
-# Sampling
-# ------------------------------------------------------------------------------------------------
+# ---- Sampling ------------------------------------------------------------------------------------
 
 
 @torch.no_grad()
@@ -93,9 +85,10 @@ def sample(
     uniform = numbers(T, B, G, generator, device) if uniform is None else uniform  # [T, B, G]
     uniform = uniform.flatten(1).to(device)  # [T, N]
     eos = torch.tensor(list(eos_ids), dtype=torch.long, device=device)
-    tokens, logp, length = blank(B * G, T, pad_id, device)  # [N, T], [N, T], [N]
-    forwards = length  # one tensor: a pass of the model for each token, unless `finish` counts
     row = torch.arange(B * G, device=device).view(B, G)  # of `tokens`, for each running sample
+    tokens, length = row.new_zeros(B * G, T), row.new_zeros(B * G)  # [N, T], [N]
+    logp = torch.zeros(tokens.shape, device=device)
+    forwards = length  # one tensor: a pass of the model for each token, unless `finish` counts
     running = torch.ones_like(row, dtype=torch.bool)  # [B, G]: no end token yet
     pick = partial(draw, temperature=temperature, top_p=top_p)
     with evaluating(model):
@@ -106,7 +99,7 @@ def sample(
             length[row] += running
             running = running & ~torch.isin(token, eos)
             if t % sync_every(device) == 0:
-                row, running, token = trim(layout, row, running, token)  # [B, G] -> [B', G']
+                row, running, token = trim(layout.cache, row, running, token)  # [B, G] -> [B', G']
                 if finish and int(running.sum()) <= FEW:
                     tail = Tail(prompts, row, running, tokens, logp, length, uniform, eos)
                     forwards = finish(model, layout, tail, pick)  # [N]
@@ -115,12 +108,6 @@ def sample(
                 break
             hidden = decode(model, token, layout)  # [B', G', C]
     return closed(prompts, tokens, logp, length, forwards, ends=eos, pad_id=pad_id)
-
-
-def blank(N: int, T: int, pad_id: int, device) -> tuple[Tensor, Tensor, Tensor]:
-    """Tokens and their logp [N, T], and how many there are [N], before anything is drawn."""
-    length = torch.zeros(N, dtype=torch.long, device=device)
-    return torch.full((N, T), pad_id, device=device), torch.zeros(N, T, device=device), length
 
 
 def closed(prompts, tokens, logp, length, forwards, *, ends: Tensor, pad_id: int) -> Rollout:
@@ -141,20 +128,24 @@ def numbers(T: int, B: int, G: int, generator: torch.Generator | None, device="c
 
 def prefill(model: PreTrainedModel, prompts: list[list[int]], G: int) -> tuple[Tensor, Layout]:
     """Run every prompt once: -> its last token's hidden state for each sample [B, G, C]."""
-    ids, start, padding = padded(prompts, model.device)
+    texts, device = [torch.tensor(prompt) for prompt in prompts], model.device
+    ids = pad_sequence(texts, batch_first=True).to(device)  # [B, P], filled up with id 0
+    start = torch.tensor([len(prompt) for prompt in prompts], device=device)  # [B]
+    position = torch.arange(ids.shape[1], device=device).expand_as(ids)
+    padding = position >= start[:, None]  # [B, P]
     bias = as_bias(padding)[:, None, None] if padding.any() else None  # [B, 1, 1, P]
-    layout = Layout(cache=Cache(), start=start, bias=bias)
-    position = torch.arange(ids.shape[1], device=ids.device).expand_as(ids)
+    layout = Layout(Cache(start, bias))
     hidden = forward(model, ids, position, layout)  # [B, P] -> [B, P, C]
-    last = hidden[torch.arange(len(prompts), device=ids.device), start - 1]  # [B, C]
+    last = hidden[torch.arange(len(prompts), device=device), start - 1]  # [B, C]
     return last[:, None].expand(-1, G, -1), layout
 
 
 def decode(model: PreTrainedModel, token: Tensor, layout: Layout) -> Tensor:
     """Run every sample's newest token: [B, G] -> hidden [B, G, C]."""
-    position = (layout.start + layout.cache.length)[:, None].expand_as(token)  # [B] -> [B, G]
+    cache = layout.cache
+    position = (cache.start + cache.length)[:, None].expand_as(token)  # [B] -> [B, G]
     hidden = forward(model, token, position, layout)
-    layout.cache.length += 1
+    cache.length += 1
     return hidden
 
 
@@ -191,7 +182,7 @@ def sync_every(device: torch.device) -> int:
     return 16 if device.type == "cuda" else 1
 
 
-def trim(layout: Layout, row: Tensor, running: Tensor, token: Tensor) -> tuple:
+def trim(cache: Cache, row: Tensor, running: Tensor, token: Tensor) -> tuple:
     """Stop computing finished samples: [B, G] -> [B', G'], in each group the running ones first.
 
     B' groups have a running sample and G' is the most running in any. Where that saves less than an
@@ -201,13 +192,11 @@ def trim(layout: Layout, row: Tensor, running: Tensor, token: Tensor) -> tuple:
     if len(groups) * G > 0.875 * running.numel():
         return row, running, token
     order = running[groups].int().argsort(dim=1, descending=True, stable=True)[:, :G]  # [B', G']
-    layout.keep(groups, order)
+    cache.keep(groups, order)
     return tuple(x[groups].gather(1, order) for x in (row, running, token))
 
 
-# ------------------------------------------------------------------------------------------------
-# Log-probabilities, for training
-# ------------------------------------------------------------------------------------------------
+# ---- Log-probabilities, for training -------------------------------------------------------------
 
 
 def token_logp(
@@ -225,29 +214,22 @@ def token_logp(
     return row_logp(model, rollout, groups, temperature or 1.0)
 
 
-def row_logp(
-    model: PreTrainedModel, rollout: Rollout, groups: list[int], temperature: float
-) -> Tensor:
+def row_logp(model, rollout: Rollout, groups: list[int], temperature: float) -> Tensor:
     """token_logp without the checks: all texts in one row, the head at sampled tokens only."""
     device, mask = model.device, rollout.mask[groups].to(model.device)  # [b, G, T]
-    length = mask.sum(-1).tolist()  # [b][G]
     token = rollout.tokens[groups].to(device)[mask]  # [M], one sample behind the other
-    by_group = token.split([sum(lengths) for lengths in length])  # of each group
-    ids, position, before, texts = [], [], [], []  # of the row; `before` for the M sampled tokens
-    for b, lengths, tokens in zip(groups, length, by_group, strict=True):
-        P, biases = len(rollout.prompts[b]), []
-        ids += [torch.tensor(rollout.prompts[b], device=device), tokens]
+    texts = [(len(rollout.prompts[b]), rollout.length[b].tolist()) for b in groups]
+    ids, position, before = [], [], []  # of the row; `before` for the M sampled tokens
+    for b, (P, lengths) in zip(groups, texts, strict=True):
+        ids += [torch.tensor(rollout.prompts[b]), rollout.tokens[b][rollout.mask[b]]]
         position += range(P)
         last = len(position) - 1  # the prompt's last token predicts every completion's first
-        for T in filter(None, lengths):
+        for T in lengths:
             before += [last, *range(len(position), len(position) + T - 1)]
             position += range(P, P + T)  # each completion restarts behind the prompt
-            later = torch.ones(T, P + T, dtype=torch.bool, device=device).triu(P + 1)
-            biases.append(as_bias(later))
-        texts.append((P, biases))
-    layout = Layout(texts=texts)
-    row, position = torch.cat(ids)[None], torch.tensor([position], device=device)  # [1, L]
-    hidden = forward(model, row, position, layout)  # [1, L, C]
+    row = torch.cat([x.to(device) for x in ids])[None]  # [1, L]
+    position = torch.tensor([position], device=device)
+    hidden = forward(model, row, position, Layout(texts=texts))  # [1, L, C]
     logp = head_logp(model, hidden[0, before], token, temperature)  # [M]
     return torch.zeros(mask.shape, device=device).masked_scatter(mask, logp)  # -> [b, G, T]
 
@@ -258,8 +240,7 @@ def packs(rollout: Rollout, budget: int, groups: Iterable[int] | None = None) ->
     A group's tokens are its prompt's, once, and its completions'.
     """
     size = rollout.length.sum(1).tolist()  # [B]
-    filled: list[list[int]] = []
-    room = 0
+    filled, room = [], 0
     for b in range(len(size)) if groups is None else groups:
         tokens = len(rollout.prompts[b]) + size[b]
         if tokens > room:
@@ -288,49 +269,31 @@ def head_logp(model: PreTrainedModel, hidden: Tensor, token: Tensor, temperature
     return torch.cat([checkpoint(part, h, t, use_reentrant=False) for h, t in pairs])
 
 
-# ------------------------------------------------------------------------------------------------
-# Small parts, and the checks
-# ------------------------------------------------------------------------------------------------
+# ---- Small parts, and the checks -----------------------------------------------------------------
 
 
-def written(
-    prompts: list[list[int]], completions: list[list[list[int]]], pad_id: int, device
-) -> Rollout:
+def written(prompts: list[list[int]], completions: list, pad_id: int, device) -> Rollout:
     """A rollout of given completions, [b][g] a list of ids, that no policy sampled: logp is 0."""
-    rows = [ids for group in completions for ids in group]  # N
-    length = torch.tensor([len(ids) for ids in rows], device=device)  # [N]
-    T = int(length.max())
-    tokens = torch.tensor([ids + [pad_id] * (T - len(ids)) for ids in rows], device=device)
-    mask = torch.arange(T, device=device) < length[:, None]  # [N, T]
-    logp, truncated = torch.zeros(mask.shape, device=device), torch.zeros_like(mask[:, 0])
-    shape = (len(completions), -1)
-    out = tokens, mask, logp, length, truncated, length  # as if each token had its forward
-    return Rollout(prompts, *(x.unflatten(0, shape) for x in out))
+    rows = [torch.tensor(ids) for group in completions for ids in group]  # N
+    tokens = pad_sequence(rows, batch_first=True).to(device)  # [N, T]
+    length = torch.tensor([len(ids) for ids in rows], device=device)
+    logp = torch.zeros(tokens.shape, device=device)
+    # as if each token had its forward, and any of them could end a row
+    return closed(prompts, tokens, logp, length, length, ends=tokens, pad_id=pad_id)
 
 
 def join(rollouts: list[Rollout]) -> Rollout:
     """One rollout of the groups of all; where one ends short of the longest T, it is masked."""
     T = max(rollout.tokens.shape[2] for rollout in rollouts)
-
-    def together(name: str) -> Tensor:  # [B', G, T'] or [B', G] of each -> [B, G, T] or [B, G]
-        tensors = [getattr(rollout, name) for rollout in rollouts]
-        return torch.cat([F.pad(x, (0, T - x.shape[2])) if x.ndim == 3 else x for x in tensors])
-
-    prompts = [prompt for rollout in rollouts for prompt in rollout.prompts]
-    return Rollout(prompts, *map(together, TENSORS))
+    prompts, *fields = zip(*(vars(rollout).values() for rollout in rollouts), strict=True)
+    # [B', G, T'] or [B', G] of each -> [B, G, T] or [B, G]
+    wide = ([F.pad(x, (0, T - x.shape[2])) if x.ndim == 3 else x for x in xs] for xs in fields)
+    return Rollout(sum(prompts, []), *map(torch.cat, wide))
 
 
 def head(model: PreTrainedModel, hidden: Tensor) -> Tensor:
     """The language model head: [.., C] -> logits [.., V]."""
     return model.get_output_embeddings()(hidden)
-
-
-def padded(prompts: list[list[int]], device: torch.device) -> tuple[Tensor, Tensor, Tensor]:
-    """-> ids [B, P] filled up on the right with id 0, lengths [B], padding bool [B, P]."""
-    P = max(map(len, prompts))
-    ids = torch.tensor([p + [0] * (P - len(p)) for p in prompts], device=device)
-    length = torch.tensor([len(p) for p in prompts], device=device)
-    return ids, length, torch.arange(P, device=device) >= length[:, None]
 
 
 @contextmanager
@@ -345,16 +308,12 @@ def evaluating(model: PreTrainedModel) -> Iterator[None]:
             m.training = True
 
 
-def check_request(
-    model, prompts, group_size: int, max_new_tokens: int, temperature: float, top_p: float
-) -> None:
+def check_request(model, prompts, group_size, max_new_tokens, temperature, top_p) -> None:
     """Raise ValueError with one sentence that says what to change."""
     if not prompts or not all(prompts):
         raise ValueError("Give at least one prompt, and in each at least one token id.")
     if group_size < 1 or max_new_tokens < 1:
-        raise ValueError(
-            f"Raise group_size {group_size}, max_new_tokens {max_new_tokens} to 1 or more."
-        )
+        raise ValueError("Give a group_size and a max_new_tokens of 1 or more.")
     if not 0 < top_p <= 1:
         raise ValueError(f"top_p is {top_p}: give a number above 0 and at most 1 (all tokens).")
     if not 0 <= temperature < float("inf"):
@@ -384,19 +343,16 @@ def check_numbers(model: PreTrainedModel) -> None:
     """Once per model: its own forward, text by text, must give what `row_logp` gives."""
     device, V = model.device, model.config.vocab_size
     prompts = [[i * 7 % V for i in range(1, n)] for n in (4, 9)]
-    tokens = torch.arange(3, 15, device=device).view(2, 2, 3) * 11 % V  # [B, G, T] = [2, 2, 3]
-    rollout = written(prompts, tokens.tolist(), pad_id=0, device=device)
-    plain = torch.zeros(tokens.shape, device=device)
+    tokens = (torch.arange(3, 15).view(2, 2, 3) * 11 % V).tolist()  # [B][G][T] = [2][2][3]
+    rollout = written(prompts, tokens, pad_id=0, device=device)
     with evaluating(model), torch.autocast(device.type, enabled=False):
-        ours = row_logp(model, rollout, [0, 1], 1.0)
+        error = row_logp(model, rollout, [0, 1], 1.0)  # [2, 2, 3]
         for b, g in ((0, 0), (0, 1), (1, 0), (1, 1)):
-            ids = torch.cat([torch.tensor(prompts[b], device=device), tokens[b, g]])[None]  # [1, L]
-            logp = model(input_ids=ids, use_cache=False).logits[0].float().log_softmax(-1)  # [L, V]
-            plain[b, g] = logp[-4:-1].gather(-1, tokens[b, g][:, None])[:, 0]
-    error = (ours - plain).abs().mean().item()
+            ids = torch.tensor([prompts[b] + tokens[b][g]], device=device)  # [1, L]
+            logits = model(input_ids=ids, use_cache=False).logits[0, -4:-1].float()  # [3, V]
+            error[b, g] += F.cross_entropy(logits, ids[0, -3:], reduction="none")  # NLL = -logp
+    error = error.abs().mean().item()
     exact = {p.dtype for p in model.parameters()} <= {torch.float32, torch.float64}
     if not error < (5e-3 if exact else 0.25):  # `not <`: a NaN is refused as well
-        raise ValueError(
-            f"{type(model).__name__} gives other log-probabilities here (off by {error:.1e}): its "
-            "layers do more than causal softmax attention, which attention.py does not support."
-        )
+        does = f"does more than causal softmax attention (log-probabilities differ by {error:.1e})"
+        raise unsupported(model, does)

@@ -45,11 +45,7 @@ from tqdm import tqdm
 
 from data import HERE, build, json_lines
 
-RECORDS = {  # of each file of rows
-    "updates": HERE / "verified.jsonl",
-    "updates_2026": HERE / "verified_2026.jsonl",
-    "updates_behaviour": HERE / "verified_behaviour.jsonl",
-}
+RECORDS = {name: HERE / f"{name.replace('updates', 'verified')}.jsonl" for name in build.FOLDERS}
 EXACT = HERE / "verified_exact.jsonl"  # of --exact
 TOGETHER = HERE / "together.yaml"
 LIMIT = 120  # seconds for a program; a first import on a busy machine takes long
@@ -173,10 +169,8 @@ def perform(folder, modules, seconds):
     signal.setitimer(signal.ITIMER_REAL, seconds)  # its signal ends the process
     warnings.simplefilter("ignore")
     for name in modules:
-        try:
+        with contextlib.suppress(Exception):  # the program meets the same error and reports it
             __import__(name)
-        except Exception:
-            pass  # the program meets the same error and reports it
     warned, outcome, detail, path = [], "ok", "", folder + "/program.py"
     sys.argv, sys.path[0] = [path], folder + "/empty"
     listen(warned, path)
@@ -193,7 +187,8 @@ def perform(folder, modules, seconds):
 
 # Read now: an edit while this runs must not reach it.
 LISTEN = inspect.getsource(listen)
-PERFORM = "import json, os, runpy, signal, sys, warnings\n" + LISTEN + inspect.getsource(perform)
+PERFORM = "import contextlib, json, os, runpy, signal, sys, warnings\n"
+PERFORM += LISTEN + inspect.getsource(perform)
 
 
 async def run(release: Release, envs: Path, code: str, modules: tuple[str, ...] = ()) -> Run:

@@ -215,5 +215,5 @@ def test_tokens_a_forward_stand_in_the_metrics_where_there_were_drafts():
         log = metrics.Log()
         log.sampled(rollout, scores)
         assert log.close().get("tokens_per_forward") == want
-    joined = R.join(rollout.groups())
+    joined = R.join([rollout.pick([0])])
     assert torch.equal(joined.forwards, rollout.forwards)  # as ranks gather them

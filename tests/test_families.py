@@ -136,10 +136,9 @@ def test_bfloat16_runs_with_windows(model):
 
 @pytest.mark.parametrize("window", [None, 1, 3, 7, 8])
 @pytest.mark.parametrize("T", [1, 4, 7])
-def test_within_against_a_loop(T, window):
+def test_bias_against_a_loop(T, window):
     """The window is one token too long or short, or counted from the wrong end."""
-    bias = R.as_bias(torch.ones(T, 7, dtype=torch.bool).triu(7 - T + 1))
-    got = attention.within(bias, window)
+    got = attention.Layout().bias(T, 7, window, torch.ones(1))
     for t in range(T):
         newest = 7 - T + t
         seen = [j for j in range(7) if newest - (window or 99) < j <= newest]

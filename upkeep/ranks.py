@@ -73,7 +73,7 @@ def sample(policy: Policy, prompts: list[list[int]], *, generator, **how) -> Rol
     with gathered(policy.model):
         some = [prompts[b] for b in chosen]
         rollout = policy.sample(some, uniform=uniform[:, chosen], **how)
-    return join(gather(rollout.groups()[: len(mine)]))
+    return join(gather([rollout.pick([b]) for b in range(len(mine))]))
 
 
 def passes(

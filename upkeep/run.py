@@ -72,8 +72,8 @@ def adapt(config: Config, policy: Policy, generator: torch.Generator) -> None:
         raise ValueError(f"--model {config.model} has adapters: leave --shard away")
     if config.adapter != "none" and not lora.same(policy.model, adapter):
         raise ValueError(
-            f"--model {config.model} has {lora.summary(policy.model)}: leave --adapter, "
-            "--rank, --alpha and --targets away, or give them as they are there"
+            f"--model {config.model} has other adapters: leave --adapter, --rank, --alpha and "
+            f"--targets away, or give them as its {lora.CONFIG} does"
         )
     if config.with_kl:
         policy.began = lora.frozen(policy.model)
