@@ -31,11 +31,8 @@ class Config:
     """Everything a run depends on. The defaults suit the bundled policy."""
 
     algo: str = flag("grpo", "algorithm", choices=" ".join(ALGOS))
-    model: str = flag(
-        "",
-        "folder, hub id or .gguf file of a causal language model, or one that packages carry: "
-        "smollm2, qwen2.5-coder-0.5b, qwen2.5-coder-1.5b (default: bundled)",
-    )
+    model: str = flag("", "folder, hub id or .gguf file, or smollm2, qwen2.5-coder-0.5b or -1.5b, "
+                      "which packages carry (default: bundled)")  # fmt: skip
     data: str = flag("", "JSON-lines files of API updates, with commas (default: bundled)")
     steps: int = flag(12, "rollouts to train on (sft: batches)")
     device: str = flag("auto", "auto takes the GPU where there is one", choices="auto cpu cuda")
@@ -82,7 +79,6 @@ class Config:
     # report
     save_every: int = flag(10, "steps between checkpoints, beside the one at the end")
     eval_rows: int = flag(300, "rows of each split in the tables, at most; 0 is no table")
-    show_every: int = flag(0, "steps between two completions that are shown, 0 is off", RL)
     tensorboard: bool = flag(False, "write event files for TensorBoard beside metrics.jsonl")
 
     def __post_init__(self):
@@ -112,7 +108,7 @@ LIMITS = [
     ("steps prompts max_new_tokens minibatches", lambda x: 1 <= x < 2**31, "1 or more"),
     ("pack_tokens patience save_every", lambda x: 1 <= x < 2**31, "1 or more"),
     ("max_refills warmup overlong_buffer clip_high", lambda x: 0 <= x < math.inf, "0 or more"),
-    ("beta weight_decay show_every eval_rows", lambda x: 0 <= x < math.inf, "0 or more"),
+    ("beta weight_decay eval_rows", lambda x: 0 <= x < math.inf, "0 or more"),
     ("lr", lambda x: 0 <= x <= 1e6, "0 or more, and at most 1e6"),
     ("threads", lambda x: 0 <= x <= 1024, "0 or more, and at most 1024"),
     ("rank", lambda x: 1 <= x <= 1024, "1 or more, and at most 1024"),
@@ -138,7 +134,7 @@ PRESETS = {
 # What --resume may change. Anything else would make one run of two.
 RESUMABLE = set(
     "resume steps device threads dtype pack_tokens recompute shard patience save_every "
-    "eval_rows show_every tensorboard".split()
+    "eval_rows tensorboard".split()
 )
 
 
@@ -227,6 +223,7 @@ RENAMED = {
     "live": "--filter",
     "lora": "--adapter lora --rank",
     "dora": "--adapter dora --rank",
+    "show_every": "nothing, samples.md shows completions",
     "keep": "nothing, the two newest checkpoints are kept",
     "merge": "lora.save_merged, of the policy that RUN/checkpoint holds",
 }
@@ -307,7 +304,7 @@ def check_dtype(kept: dict, given: dict) -> None:
 
 def modern(kept: dict) -> dict:
     """The settings of an older config.json in the names of today."""
-    gone = ("merge", "keep", "lora", "dora")
+    gone = ("merge", "keep", "lora", "dora", "show_every")
     kept = {**kept}  # TypeError if it is no object
     now = {RENAMED.get(k, k).removeprefix("--"): v for k, v in kept.items() if k not in gone}
     if "adapter" not in kept:

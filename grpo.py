@@ -93,8 +93,8 @@ def advantage(reward: Tensor, scale: bool = True) -> Tensor:  # [B, G] -> [B, G]
     """A_i = (R_i - mean(R)) / (std(R) + 1e-4) within each group; exactly 0 for a dead group.
 
     Sample std (over G - 1) as TRL and verl; GRPO-Zero and nano-aha divide by G: at G = 8 their A
-    is 1.069 times ours. `scale=False` leaves the std out (Dr. GRPO, arXiv 2503.20783; its other
-    change, no 1/|o_i|, is not offered). A group of one is its own mean: A = 0. A NaN reward makes
+    is 1.069 times ours. `scale=False` leaves the std out, as Dr. GRPO does (variants.py).
+    A group of one is its own mean: A = 0. A NaN reward makes
     its group NaN: loud, on purpose. Dtype: the reward's, or float32 for integers.
     """
     centred = reward.double() - reward.double().mean(dim=1, keepdim=True)  # [B, G]

@@ -41,7 +41,7 @@ import variants
 from config import Config
 from policy import Policy, untrained
 from rollout import Rollout, join
-from upkeep import ranks, report, run
+from upkeep import ranks, run
 from upkeep.checkpoint import State
 from upkeep.metrics import Log
 
@@ -83,8 +83,6 @@ def train(config: Config, policy: Policy, state: State) -> Iterator[dict]:
             norm, skipped = step(state, config, loss=log.loss())
             log.step(norm, skipped)
         state.count(batch.drawn, teaching=int((adv != 0).any(dim=1).sum()))
-        if config.show_every and state.step % config.show_every == 0:
-            report.show(examples[0], texts[0], scores)
         yield log.close()
 
 

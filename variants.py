@@ -80,9 +80,7 @@ def gspo_loss(
     """
     new, old = clean(weight, logp, old_logp)  # [N, T]
     change = new - old  # [N, T], log r_it
-    count = (
-        (weight > 0).sum(dim=-1, keepdim=True).clamp(min=1)
-    )  # [N, 1], |o_i|; an empty row is not 0 / 0
+    count = (weight > 0).sum(dim=-1, keepdim=True).clamp(min=1)  # [N, 1], |o_i|, no 0 / 0
     change = change.sum(dim=-1, keepdim=True) / count  # [N, 1], log s_i
     # From here on it is DAPO's clip, which has two widths, of a policy that moved by s_i.
     unmoved = torch.zeros_like(change)

@@ -7,7 +7,6 @@ one of its own. Then the old releases do the same.
 """
 
 import subprocess
-import sys
 
 from data import build, verify
 from data.verify import Release
@@ -44,8 +43,6 @@ def main() -> None:
     groups += together({row.old_release for row in rows})
     lines = ["- - " + "\n  - ".join(f'"{package}"' for package in group) for group in groups]
     verify.TOGETHER.write_text(HEAD + "\n".join(lines) + "\n", encoding="utf-8")
-    for group in groups:
-        print(", ".join(group), file=sys.stderr)
 
 
 if __name__ == "__main__":

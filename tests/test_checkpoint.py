@@ -1,6 +1,5 @@
 """checkpoint.py: whoever ends a run, and however, it goes on as if nothing had happened."""
 
-import contextlib
 import json
 import os
 import shutil
@@ -61,15 +60,17 @@ def test_no_file_of_a_checkpoint_can_run_code(small):
     assert ends <= {".safetensors", ".json", ".jinja"}
 
 
-def test_the_newest_are_kept(small):
+def test_the_newest_are_kept(small, monkeypatch):
     """Prevents: a disk full of checkpoints, or only one when it turns out to be bad."""
     policy, state, folder = begin(small)
+    monkeypatch.setattr(checkpoint, "KEPT", 3)
     for step in range(1, 6):
         state.step = step
-        checkpoint.save(folder, policy, state, keep=3)
+        checkpoint.save(folder, policy, state)
     names = {p.name: checkpoint.read_state(p)["step"] for p in folder.iterdir()}
     assert names == {"checkpoint": 5, "checkpoint-4": 4, "checkpoint-3": 3}
-    checkpoint.save(folder, policy, state, keep=1)  # the same step again
+    monkeypatch.setattr(checkpoint, "KEPT", 1)
+    checkpoint.save(folder, policy, state)  # the same step again
     assert [p.name for p in folder.iterdir()] == ["checkpoint"]
 
 
@@ -87,36 +88,6 @@ def test_a_full_disk_while_saving_leaves_the_last_checkpoint(small, monkeypatch)
         checkpoint.save(folder, policy, state)
     assert [p.name for p in folder.iterdir()] == ["checkpoint"]
     assert checkpoint.read_state(checkpoint.newest(folder))["step"] == 1
-
-
-def test_a_disk_without_room_is_told_before_training(small, monkeypatch):
-    """Prevents: a training of hours that cannot be saved at its end."""
-    usage = shutil.disk_usage("/")._replace(free=10_000)
-    monkeypatch.setattr(checkpoint.shutil, "disk_usage", lambda path: usage)
-    monkeypatch.setattr(run, "follow", lambda *args: pytest.fail("it trained"))
-    with pytest.raises(ValueError, match="do not fit .* make room"):
-        run.run(settings(small), recode.LOOPS)
-
-
-def test_the_room_is_that_of_checkpoints_with_moments(small, monkeypatch):
-    """Prevents: a disk that holds the first checkpoint twice, and not one with AdamW's moments."""
-    config = settings(small)
-    policy, state = run.start(config)
-    folder = Path(small["out"])
-    size = {}
-    for step in (0, 1):
-        if step:
-            next(recode.train(config, policy, state))
-        checkpoint.save(folder, policy, state, keep=1)
-        size[step] = sum(file.stat().st_size for file in (folder / "checkpoint").iterdir())
-        if not step:
-            first = shutil.copytree(folder, Path(f"{folder}-first"))
-    # With keep 2 there are three whole ones at most; the first one is already written.
-    for free, fits in ((3 * size[1] - size[0], True), (2.8 * size[1] - size[0], False)):
-        usage = shutil.disk_usage("/")._replace(free=free)
-        monkeypatch.setattr(checkpoint.shutil, "disk_usage", lambda path, usage=usage: usage)
-        with contextlib.nullcontext() if fits else pytest.raises(ValueError, match="do not fit"):
-            checkpoint.check_room(first, policy, 2)
 
 
 # ---------------------------------------------------------------- damage

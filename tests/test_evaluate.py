@@ -135,15 +135,14 @@ def test_numbers_come_first_on_a_narrow_terminal():
 
 def test_a_diff_is_plain_where_nobody_sees_colours(monkeypatch):
     """Prevents: escape codes in a log file."""
-    monkeypatch.setattr(report.sys.stdout, "isatty", lambda: True, raising=False)
+    monkeypatch.setattr(terminal.sys.stdout, "isatty", lambda: True, raising=False)
     monkeypatch.setenv("NO_COLOR", "")
-    assert report.difference("a\nb", "a\nc").splitlines()[-2:] == [
+    assert [terminal.coloured(line) for line in ("-b", "+c")] == [
         "\x1b[31m-b\x1b[0m",
         "\x1b[32m+c\x1b[0m",
     ]
     monkeypatch.setenv("NO_COLOR", "1")
-    assert report.difference("a\nb", "a\nc").splitlines()[-2:] == ["-b", "+c"]
-    assert report.difference("a", None) == "(no code block)"
+    assert terminal.coloured("+c") == "+c"
 
 
 def test_entropy_is_the_surprise_of_a_token():

@@ -72,8 +72,7 @@ class State:
         self.idle = 0 if teaching else self.idle + 1
         self.complete, self.random = True, self.generator.get_state()
 
-    def elapsed(self) -> float:
-        """Seconds of all sessions."""
+    def elapsed(self) -> float:  # seconds of all sessions
         return self.seconds + time.time() - self.begin
 
     def set_generators(self) -> None:
@@ -110,8 +109,8 @@ def is_empty(folder: Path) -> bool:
     return all(path.name == ".lock" or path.suffix == ".draft" for path in folder.iterdir())
 
 
-def save(folder: Path, policy: Policy, state: State, keep: int = KEPT) -> None:
-    """Write folder/checkpoint, rank 0 with the shards of all; keep the newest `keep` of them.
+def save(folder: Path, policy: Policy, state: State) -> None:
+    """Write folder/checkpoint, rank 0 with the shards of all; keep the newest `KEPT` of them.
 
     ValueError, and what was there stays, if weights are not finite or the disk is full.
     """
@@ -138,7 +137,7 @@ def save(folder: Path, policy: Policy, state: State, keep: int = KEPT) -> None:
             f"on with --resume {folder}"
         ) from None
     promote(folder)
-    for old in sorted(complete(folder), key=step_of)[:-keep]:
+    for old in sorted(complete(folder), key=step_of)[:-KEPT]:
         shutil.rmtree(old)
 
 
@@ -165,8 +164,7 @@ def fill(fresh: Path, policy: Policy, state: State, weights: dict, averages: dic
     write(fresh / "state.json", json.dumps(counts | {"seal": seal(counts)}, indent=1) + "\n")
 
 
-def seal(counts: dict) -> str:
-    """A checksum of state.json itself."""
+def seal(counts: dict) -> str:  # a checksum of state.json itself
     return hashlib.sha256(json.dumps(counts, sort_keys=True).encode()).hexdigest()
 
 
@@ -174,19 +172,6 @@ def fingerprint(name: str) -> str:
     """The same for the same model: a run that goes on must find the one that it began with."""
     sums = [(file.name, checksum(file)) for file in files(name)]
     return hashlib.sha256(repr(sums).encode()).hexdigest()
-
-
-def check_room(folder: Path, policy: Policy, keep: int = KEPT) -> None:
-    """ValueError if the disk has no room for the checkpoints to come, beside the first one."""
-    first = sum(path.stat().st_size for path in (folder / LAST).iterdir())
-    trained = sum(p.numel() for p in policy.model.parameters() if p.requires_grad)
-    size = first + 2 * 4 * trained  # bytes; the later ones have two moments in float32, too
-    free = shutil.disk_usage(folder).free
-    if free + first < (keep + 1) * size:  # one more while the newest is written
-        raise ValueError(
-            f"{folder}: {keep + 1} checkpoints of {size / 1e6:.0f} MB do not fit in the "
-            f"{free / 1e6:.0f} MB that are free: make room"
-        )
 
 
 def complete(folder: Path) -> list[Path]:

@@ -5,7 +5,6 @@
 All of it are views of the graded answers before and after training, and of `metrics.jsonl`.
 """
 
-import difflib
 import itertools
 import json
 import math
@@ -14,14 +13,9 @@ import sys
 from collections.abc import Iterable
 from pathlib import Path
 
-from torch import Tensor
-from tqdm import tqdm
-
 import data
-import reward
 from evaluate import Graded, Report, copied, means
 from upkeep.metrics import rows
-from upkeep.terminal import coloured
 
 NAMES = "training split", "new updates", "held-out libraries", "harder questions", "updates of 2026"
 LABELS = dict(zip(data.SPLITS, NAMES, strict=True))
@@ -71,23 +65,6 @@ def example_page(old: Graded, new: Graded) -> str:
 
 def fence(text: str) -> str:
     return f"~~~~\n{text.strip(chr(10))}\n~~~~"
-
-
-def show(example: data.Example, text: str, scores: dict[str, Tensor]) -> None:
-    """Print the first sample of a step: its note, its thought, its code as a diff, its reward."""
-    names = ("format", "correctness", "total")
-    parts = ", ".join(f"{name} {scores[name][0, 0]:+.2f}" for name in names)
-    tqdm.write(f"\n{example.id or example.dependency}: {parts}\n{example.update_info}")
-    tqdm.write(f"<think>{text.partition('</think>')[0].rstrip()} </think>")
-    tqdm.write(difference(example.new_code, reward.extract_code(text)) + "\n")
-
-
-def difference(target: str, code: str | None) -> str:
-    """Where an answer's code leaves the target: minus is the target's line, plus the answer's."""
-    if code is None:
-        return "(no code block)"
-    lines = difflib.unified_diff(target.split("\n"), code.split("\n"), lineterm="", n=1)
-    return "\n".join(map(coloured, list(lines)[2:])) or "(the code of the target)"
 
 
 PANELS = {

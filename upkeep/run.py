@@ -104,8 +104,6 @@ def run(config: Config, loops: dict[str, Loop]) -> None:
         if state.step == 0:
             # A full disk shows now, and whatever ends the run leaves a checkpoint.
             checkpoint.save(folder, policy, state)
-            if not ranks.rank():
-                checkpoint.check_room(folder, policy)
         print(f"{config.algo} on {policy.model.device} (threads: {config.threads}) in {folder}")
         before = graded_base(config, policy, state)
         follow(loops[config.algo](config, policy, state), config, policy, state, file)
