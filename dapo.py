@@ -47,11 +47,11 @@ def loss(
 
     c = dual_clip > 1 + eps_high (arXiv 1912.09729): ReCode 10, verl 3, TRL none; None is off.
     Only `logp` gets a gradient. Where weight is 0 the inputs may hold anything, NaN included, and
-    add exactly 0 to value and gradient. On-policy (logp == old_logp) every ratio is 1 and the value
-    is -mean(A), about 0, but the gradient, -weight * A in logp, is not: watch reward, not loss.
+    add exactly 0 to value and gradient. On-policy (logp == old_logp, no KL) the value is
+    -sum(weight A), near 0; the gradient, -weight * A in logp, is not: watch reward, not loss.
 
     The dict holds sums of weight * x, so add them over the parts of a step (and divide by
-    the step's weight.sum() if rows were empty): `clipfrac`, x = 1 where a clip took the gradient
+    the step's weight.sum() if rows were empty): `clipfrac`, x = 1 where a bound took the gradient
     away, and its two parts, `clipfrac_low` with A < 0 and `clipfrac_high` with A > 0; `ratio`; and
     `kl`, k3 to the reference alone, 0.0 if there is no reference.
     """
@@ -64,7 +64,7 @@ def loss(
     unclipped = ratio * adv
     objective = torch.minimum(unclipped, ratio.clamp(1 - clip_low, 1 + clip_high) * adv)  # [N, T]
     if dual_clip is not None:
-        # A < 0 and a huge r: r A has no bottom and one stale token would rule the step. c A is it.
+        # A < 0 and a huge r: r A has no bottom, one stale token would rule the step. c A bounds it.
         objective = torch.where(adv < 0, torch.maximum(objective, dual_clip * adv), objective)
     # J is maximised and optimizers minimise (as with NLL = -logp), so we negate.
     value = -(weight * objective).sum()  # []
@@ -78,11 +78,11 @@ def loss(
 
 
 def keep(score: Tensor) -> Tensor:  # [B, G] -> bool [B]
-    """Groups that can teach, max - min > 1e-6 (sec. 3.2). In the others every A is 0: sample on.
+    """Groups whose scores differ, max - min > 1e-6 (sec. 3.2). For the others sample new prompts.
 
-    `score` is the exact-match indicator (the paper's 0 < #correct < G) or the reward; on a shaped
-    reward, groups that are all wrong in different ways survive. verl tests np.std > 0, and keeps
-    three rewards of 0.7 (np.std 1e-16). A group with NaN stays: its loss is NaN, for all to see.
+    `score` is the exact-match indicator (the paper's 0 < #correct < G) or the reward: then those
+    go whose A is 0, and groups that are all wrong in different ways stay. verl tests np.std > 0,
+    and keeps three rewards of 0.7 (1e-16). A group with NaN stays: its loss is NaN, for all to see.
     """
     return ~dead(score)
 

@@ -42,11 +42,11 @@ def loss(
     """-sum(weight * min(r A, clip(r, 1 - eps, 1 + eps) A)) + beta * sum(weight * k3), eps = clip.
 
     Only `logp` gets a gradient. Where weight is 0 the inputs may hold anything, NaN included, and
-    add exactly 0 to value and gradient. On-policy (logp == old_logp) every ratio is 1 and the value
-    is -mean(A), about 0, but the gradient, -weight * A in logp, is not: watch reward, not loss.
+    add exactly 0 to value and gradient. On-policy (logp == old_logp, no KL) the value is
+    -sum(weight A), near 0; the gradient, -weight * A in logp, is not: watch reward, not loss.
 
     The dict holds sums of weight * x, so add them over the parts of a step (and divide by
-    the step's weight.sum() if rows were empty): `clipfrac`, x = 1 where a clip took the gradient
+    the step's weight.sum() if rows were empty): `clipfrac`, x = 1 where a bound took the gradient
     away, and its two parts, `clipfrac_low` with A < 0 and `clipfrac_high` with A > 0; `ratio`; and
     `kl`, k3 to the reference alone, 0.0 if there is no reference.
     """

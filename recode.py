@@ -47,7 +47,7 @@ from upkeep.metrics import Log
 
 
 def train(config: Config, policy: Policy, state: State) -> Iterator[dict]:
-    """GRPO, DAPO or a variant: a rollout a turn, some steps on it. Yields the turn's metrics."""
+    """GRPO, DAPO or a variant: samples a turn, some steps on them. Yields the turn's metrics."""
     algo = {"grpo": grpo, "dapo": dapo, **variants.of(config.max_new_tokens)}[config.algo]
     knobs = {name: getattr(config, name) for name in algo.KNOBS}
     base_logp = untrained(policy, config.model).base_logp if config.with_kl else lambda *_: None
@@ -55,7 +55,9 @@ def train(config: Config, policy: Policy, state: State) -> Iterator[dict]:
     state.set_generators()
     while state.step < config.steps and state.idle < config.patience:
         log, batch = Log(), Batch(config)
-        while batch.missing:  # once; DAPO: until the batch is full of teaching groups, or a bound
+        while (
+            batch.missing
+        ):  # once; DAPO: until the batch is full of kept groups, or no try is left
             examples = list(itertools.islice(stream, batch.missing))
             # ---- sample
             rollout = sample(policy, examples, config, state)
@@ -167,7 +169,7 @@ class Part:
 def sample(policy: Policy, examples: list[data.Example], config: Config, state: State) -> Rollout:
     """G completions of each example's prompt, as the config says."""
     how = {n: getattr(config, n) for n in ("group_size", "max_new_tokens", "temperature")}
-    # No faster products, no drafts where sampled log-probabilities are the old ones of the loss.
+    # Plain where all weights train in float32: to the last digit it is the old_logp of the loss.
     how["plain"] = policy.dtype == torch.float32 and not policy.adapted
     return ranks.sample(policy, policy.prompts(examples), generator=state.generator, **how)
 

@@ -3,7 +3,7 @@
     total = format (+1 / -1) + correctness, in [-3, 3]
     EM*   = 2 equal to the target | -1.5 parses but differs | -2 no code, or it does not parse
     ES*   = 3.5 * ES - 1.5, ES = 1 - distance / max(len)    | -2 no code, or it does not parse
-    EM_copy = 2 equal to the target | 0 parses but differs  | -2 the old code again, or no code
+    EM_copy = 2 equal to the target | 0 parses but differs  | -2 a copy of the old code, or as above
 
 EM* and ES* are the paper's, and pay a copy of the old code like any other wrong answer, or better:
 where its samples are worse than a copy, a lazy model learns to copy. EM_copy is ours.

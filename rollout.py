@@ -6,7 +6,7 @@
 
 A group is one prompt and its G completions. The prompt goes through the model once, in sampling and
 in training, and its keys and values are shared by the group; `attention.py` has how. Not here:
-continuous batching, CUDA graphs; and drafts, which `drafts.py` has.
+continuous batching, CUDA graphs. Drafts are in `drafts.py`; a `Tail` is what they get.
 
 Shapes: B prompts (= groups), G samples a prompt, N = B*G, P prompt and T completion length,
 V vocabulary, C hidden width, L tokens of a row of several groups, one behind the other.
