@@ -31,8 +31,8 @@ class Config:
     """Everything a run depends on. The defaults suit the bundled policy."""
 
     algo: str = flag("grpo", "algorithm", choices=" ".join(ALGOS))
-    model: str = flag("", "folder, hub id or .gguf file, or smollm2, qwen2.5-coder-0.5b or -1.5b, "
-                      "which packages carry (default: bundled)")  # fmt: skip
+    model: str = flag("", "folder, hub id, .gguf file, or what packages carry: smollm2, "
+                      "qwen2.5-coder-0.5b, qwen2.5-coder-1.5b (default: bundled)")  # fmt: skip
     data: str = flag("", "JSON-lines files of API updates, with commas (default: bundled)")
     steps: int = flag(12, "rollouts to train on (sft: batches)")
     device: str = flag("auto", "auto takes the GPU where there is one", choices="auto cpu cuda")

@@ -9,7 +9,7 @@ import sys
 import tempfile
 import venv
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import pytest
@@ -455,7 +455,8 @@ def test_the_secret_is_in_no_frame_global_file_or_object(calls, kind, monkeypatc
     """A secret in a variable of the judge's frame would be read and said by the program."""
     secret = "0123456789abcdef" * 2
     monkeypatch.setattr(sandbox.secrets, "token_hex", lambda size: secret)
-    verdict = run(HUNT, TEST, calls=calls, kind=kind, limits=LIMITS)
+    limits = replace(LIMITS, cpu=20)  # it looks at every object there is
+    verdict = run(HUNT, TEST, calls=calls, kind=kind, limits=limits)
     assert verdict.outcome == "fail" and secret not in verdict.output
     assert verdict.output.startswith(("set()", "{"))  # the hunt came to its end
 
