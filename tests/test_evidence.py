@@ -42,7 +42,7 @@ def test_a_row_of_each_table_is_made(tiny, tmp_path, monkeypatch, table, name):
     line = evidence.made(row, 0, str(tmp_path / "answers.gz"), most=2, model=str(tiny), **short)
     assert (recode.score, variants.of) == loop
     assert line["run"] == evidence.named(row) and len(line["steps"]) == 1
-    for column, value in evidence.COLUMNS.items():
+    for column, (_, value) in evidence.COLUMNS.items():
         assert value(line) >= (-1e-6 if column == "KL" else 0)
     answers = [row for _, row in data.json_lines(tmp_path / "answers.gz")]
     assert [row["split"] for row in answers] == ["test"] * 2 + ["test_seen"] * 2 + ["test_hard"] * 2

@@ -43,7 +43,7 @@ import variants  # noqa: E402
 from config import Config  # noqa: E402
 from policy import Policy, load  # noqa: E402
 from rollout import Rollout, packs, written  # noqa: E402
-from upkeep import machine, metrics, run  # noqa: E402
+from upkeep import machine, metrics, report, run  # noqa: E402
 from variants import Variant  # noqa: E402
 
 FOLDER = Path(__file__).parent / "evidence"
@@ -306,31 +306,30 @@ def quiet() -> None:
     sys.stdout = sys.stderr = open(os.devnull, "w")
 
 
-COLUMNS = {
-    "held-out libraries, right": lambda r: r["grade"]["test"]["exact"],
-    "copies": lambda r: r["grade"]["test"]["copies"],
-    "new updates, right": lambda r: r["grade"]["test_seen"]["exact"],
-    "copies there": lambda r: r["grade"]["test_seen"]["copies"],
-    "harder, right": lambda r: r["grade"]["test_hard"]["exact"],
-    "form": lambda r: r["grade"]["test"]["format"],
-    "KL": lambda r: r["kl"],
-    "nats": lambda r: r["nats"],
+COLUMNS = {  # and how many digits each has behind the point
+    "held-out right": (1, lambda r: r["grade"]["test"]["exact"]),
+    "held-out copies": (1, lambda r: r["grade"]["test"]["copies"]),
+    "new updates right": (1, lambda r: r["grade"]["test_seen"]["exact"]),
+    "new updates copies": (1, lambda r: r["grade"]["test_seen"]["copies"]),
+    "harder right": (1, lambda r: r["grade"]["test_hard"]["exact"]),
+    "form": (1, lambda r: r["grade"]["test"]["format"]),
+    "KL": (3, lambda r: r["kl"]),
+    "nats": (3, lambda r: r["nats"]),
 }
 
 
 def table(name: str, known: dict[tuple[str, int], dict]) -> str:
     """Markdown: mean over seeds ± standard error of that mean."""
-    lines = [f"| {name} | seeds | " + " | ".join(COLUMNS) + " |", "|---" * (len(COLUMNS) + 2) + "|"]
+    rows = []
     for title, row in TABLES[name].items():
         found = [known[key] for seed in SEEDS if (key := (named(row), seed)) in known]
-        cells = [cell([value(r) for r in found], 3 if c in ("KL", "nats") else 1)
-                 for c, value in COLUMNS.items()] if found else [""] * len(COLUMNS)  # fmt: skip
-        lines.append(f"| {title} | {len(found)} | " + " | ".join(cells) + " |")
-    return "\n".join(lines)
+        cells = [cell([value(r) for r in found], digits) for digits, value in COLUMNS.values()]
+        rows.append((title, len(found), *cells))
+    return report.markdown(", ".join([name, "seeds", *COLUMNS]), rows)
 
 
 def cell(values: list[float], digits: int) -> str:
-    text = f"{statistics.mean(values):.{digits}f}"
+    text = f"{statistics.mean(values):.{digits}f}" if values else ""
     if len(values) > 1:
         text += f" ± {statistics.stdev(values) / math.sqrt(len(values)):.{digits}f}"
     return text
