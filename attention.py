@@ -193,8 +193,19 @@ def causal_attention(q, k, v, layout: Layout, scale: float, window: int | None) 
         k, v = (x.repeat_interleave(rep, dim=1) for x in (k, v))  # would store the logits
         rep = 1
     whole = T == L and (window is None or window >= L)  # needs no mask
+    if not whole and q.dtype == torch.bfloat16 and q.device.type == "cpu":
+        return product_attention(q * scale, k, v, layout.bias(T, L, window, q))
     how = {"is_causal": True} if whole else {"attn_mask": layout.bias(T, L, window, q)}
     return F.scaled_dot_product_attention(q, k, v, scale=scale, enable_gqa=rep > 1, **how)
+
+
+def product_attention(q: Tensor, k: Tensor, v: Tensor, bias: Tensor) -> Tensor:
+    """The same with stored logits, as decoding does it; bias [T, L]. For bf16 on a CPU: there
+    PyTorch's kernel takes 13 ms and this 3 (both ways, 120 tokens behind a prompt of 400)."""
+    K, T = k.shape[1], q.shape[2]
+    q = q.unflatten(1, (K, -1)).flatten(2, 3)  # [B, H, T, D] -> [B, K, rep*T, D]
+    prob = ((q @ k.mT).unflatten(2, (-1, T)) + bias).softmax(-1)  # [B, K, rep, T, L]
+    return (prob.flatten(2, 3) @ v).unflatten(2, (-1, T)).flatten(1, 2)
 
 
 NAME = "shared_prefix"  # no mask function goes by this name, so transformers builds no mask

@@ -11,6 +11,7 @@ Shapes: B prompts, G samples a prompt, T completion length.
 
 import contextlib
 import json
+import os
 import sys
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -31,6 +32,10 @@ import lora
 import packed
 import weights
 from rollout import Rollout, check_model, sample, token_logp, written
+
+# Large tensors take memory in pages of 2 MB, where Linux lets a program ask for them: with those of
+# 4 KB a fifth of a training step went into fetching pages. Torch looks here at its first tensor.
+os.environ.setdefault("THP_MEM_ALLOC_ENABLE", "1")
 
 
 @dataclass

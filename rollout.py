@@ -259,7 +259,8 @@ def head_logp(model: PreTrainedModel, hidden: Tensor, token: Tensor, temperature
     """
 
     def part(hidden: Tensor, token: Tensor) -> Tensor:
-        logits = head(model, hidden).float() / temperature
+        logits = head(model, hidden).float()
+        logits = logits if temperature == 1 else logits / temperature
         return -F.cross_entropy(logits, token, reduction="none")  # NLL = -logp, so we negate
 
     rows = max(1, LOGITS // model.config.vocab_size)

@@ -9,6 +9,7 @@ import shutil
 
 import pytest
 import torch
+import torch.nn.functional as F
 from conftest import CHATS, speaker
 from test_rollout import (
     PROMPTS,
@@ -146,6 +147,24 @@ def test_bias_against_a_loop(T, window):
 
 
 # ------------------------------------------------------------------- what is refused, and says why
+
+
+@pytest.mark.parametrize("window", [None, 4])
+@pytest.mark.parametrize("dtype, near", [(torch.float64, 1e-12), (torch.bfloat16, 0.02)])
+def test_products_in_place_of_the_kernel(dtype, near, window):
+    """Prevents: bf16 on a CPU trains on another function, or on another gradient, than float32."""
+    torch.manual_seed(0)
+    shapes = (1, 6, 5, 8), (1, 2, 12, 8), (1, 2, 12, 8)  # 5 tokens behind 7, three heads a key head
+    qkv = [torch.randn(shape).to(dtype).requires_grad_() for shape in shapes]
+    q, k, v = (x.detach().double().requires_grad_() for x in qkv)
+    layout, pull = attention.Layout(), torch.randn(1, 6, 5, 8)
+    out = attention.product_attention(qkv[0] * 0.4, *qkv[1:], layout.bias(5, 12, window, qkv[0]))
+    bias = layout.bias(5, 12, window, q)
+    true = F.scaled_dot_product_attention(q, k, v, attn_mask=bias, scale=0.4, enable_gqa=True)
+    (out * pull).sum().backward()
+    (true * pull).sum().backward()
+    pairs = [(out, true), *((a.grad, b.grad) for a, b in zip(qkv, (q, k, v), strict=True))]
+    assert all((a - b).norm() < near * b.norm() for a, b in pairs)
 
 
 def test_windows_that_a_model_keeps_to_itself_are_refused():

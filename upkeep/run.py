@@ -40,8 +40,6 @@ def start(config: Config) -> tuple[Policy, State]:
         mine = None if ranks.rank() else checkpoint.newest(Path(config.resume))
         kept = ranks.gather([mine])[0]
     policy = load(str(kept or config.model), device, config.dtype)
-    if config.model:  # the toy is too small to gain
-        machine.return_freed_memory()
     # On the CPU, so that a run of one device can go on on another.
     generator = torch.Generator().manual_seed(config.seed)
     if not kept:
@@ -147,6 +145,7 @@ def follow(
     ):
         try:
             for numbers in steps:
+                machine.return_freed_memory()
                 file.append({"step": state.step} | numbers)
                 bar.set_postfix_str(terminal.line(numbers), refresh=False)
                 bar.update()

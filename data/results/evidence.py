@@ -135,11 +135,11 @@ def form(texts, examples, **_) -> list[float]:
 CHANCE = 0.15
 
 
-def chance(texts, examples, *, seed: int, step: int, **_) -> list[float]:
+def chance(texts, examples, *, seed: int, step: int, often=CHANCE, **_) -> list[float]:
     """2 or -1.5 by a hash, as often as EM* pays them at the start: it knows nothing of the code."""
     names = (f"{seed} {step} {row}".encode() for row in range(len(texts)))
     parts = (int.from_bytes(hashlib.sha256(name).digest()[:8], "big") / 2**64 for name in names)
-    return [2.0 if part < CHANCE else -1.5 for part in parts]
+    return [2.0 if part < often else -1.5 for part in parts]
 
 
 def k1(texts, examples, *, rollout: Rollout, base: Policy, **_) -> list[float]:
@@ -159,9 +159,9 @@ def scored(policy: Policy, rollout: Rollout) -> Tensor:  # -> [B, G, T]
     return torch.cat([policy.logp(rollout, part) for part in parts])
 
 
-def scoring(rule, seed: int, base: Policy):
-    """`recode.score` with another reward of the code."""
-    plain, turn = recode.score, itertools.count()
+def scoring(rule, seed: int, base: Policy | None, first: int = 0):
+    """`recode.score` with another reward of the code, from this step on."""
+    plain, turn = recode.score, itertools.count(first)
 
     def score(algo, texts, rollout, examples, config) -> dict[str, Tensor]:
         scores = plain(algo, texts, rollout, examples, config)
