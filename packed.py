@@ -42,7 +42,7 @@ class Pack:
         self.dtype, self.x, self.y = dtype, None, None
         self.sizes = [layer.out_features for layer in layers]
         As, Bs, beyond = zip(*map(beside, layers), strict=True)
-        weight = torch.cat([*(layer.weight for layer in layers), *As]).to(dtype)
+        weight = torch.cat([part.to(dtype) for part in (*(m.weight for m in layers), *As)])
         self.weight = torch.ops.mkldnn._reorder_linear_weight(weight, ROWS)
         self.B = torch.block_diag(*Bs).T.to(dtype)  # [rank, out]
         self.rank = len(self.B)

@@ -1,6 +1,9 @@
 """The ablations of the results page: each table's runs, made short, and what is handed to them."""
 
 import importlib.util
+import json
+import subprocess
+import sys
 import time
 from pathlib import Path
 
@@ -10,11 +13,20 @@ import torch
 import data
 import recode
 import variants
+from upkeep import metrics
 
-PATH = Path(data.HERE) / "results" / "evidence.py"
-spec = importlib.util.spec_from_file_location("evidence", PATH)
-evidence = importlib.util.module_from_spec(spec)
-spec.loader.exec_module(evidence)
+RESULTS = Path(data.HERE) / "results"
+
+
+def script(name: str):
+    """A program beside the results page, as a module."""
+    spec = importlib.util.spec_from_file_location(name, RESULTS / f"{name}.py")
+    module = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    return module
+
+
+evidence, paired = script("evidence"), script("paired")
 
 SHORT = {"steps": 1, "prompts": 2, "max_new_tokens": 8}
 
@@ -99,6 +111,46 @@ def test_the_random_reward_knows_nothing_of_the_answer():
     assert worth != evidence.chance(texts, [EXAMPLE] * 4000, seed=1, step=3)
     # 15 % of 4000 are 600, give or take five standard deviations of sqrt(4000 * .15 * .85) = 22.6
     assert set(worth) == {2.0, -1.5} and abs(worth.count(2.0) - 600) < 113
+
+
+def test_the_control_of_a_run_draws_its_reward_and_goes_on_where_it_was(tiny, tmp_path):
+    """Prevents: a control that is paid for its code; one that draws its first rewards again when it
+    is resumed. A random model has no form, -1, so that each sample earns 1 or -2.5."""
+    row = data.json_lines(Path(data.HERE) / "updates.jsonl")
+    short = next(row)[1] | {"description": "So.", "old_code": "a = 1", "new_code": "b = 1"}
+    (tmp_path / "rows").write_text(json.dumps(short | {"split": "train"}) + "\n")
+    options = f"--algo grpo --model {tiny} --data {tmp_path}/rows --prompts 2 --max-new-tokens 64"
+    options += " --eval-rows 0 --device cpu --threads 1"
+    program = [sys.executable, str(RESULTS / "control.py")]
+    runs = [f"{tmp_path}/whole", f"{tmp_path}/parts"]
+    for steps, folder in zip("21", runs, strict=True):
+        flags = [*options.split(), "--steps", steps, "--out", folder]
+        subprocess.run([*program, *flags], check=True)
+    subprocess.run([*program, "--resume", runs[1], "--steps", "2"], check=True)
+    whole, parts = ([s["reward"] for s in metrics.history(Path(run))] for run in runs)
+    assert whole == parts and len(whole) == 2 and whole[0] != whole[1]
+    paid = [(reward + 2.5) * 16 / 3.5 for reward in whole]  # of the 16 samples
+    assert all(abs(count - round(count)) < 1e-4 for count in paid)
+
+
+def test_answers_are_compared_row_by_row(tmp_path):
+    """Prevents: a change taken from other rows than both files have, or a sign turned round.
+
+    Of three rows the second file gets one that the first had not, and loses none: +1/3 = 33.3 %,
+    with deviation sqrt(1/3 - 1/9) = 0.471 and error 0.471 / sqrt(3) = 27.2 %.
+    """
+    names = ["run", "exact_any", "copied_any"]
+    first = [("", True, False), ("", False, True), ("wrong", False, False), ("right", False, False)]
+    second = [("", True, False), ("right", False, True), ("wrong", True, False)]
+    for name, answers in (("a", first), ("b", second)):
+        rows = [dict(zip(names, row, strict=True)) for row in answers]
+        lines = [{"split": "test", "row": str(i), **row} for i, row in enumerate(rows)]
+        (tmp_path / name).write_text("".join(json.dumps(line) + "\n" for line in lines))
+    *_, a, b = paired.table([str(tmp_path / "a"), str(tmp_path / "b")]).split("\n")
+    # a: 2 of 4 right, 1 copy. b: 2 of 3; what ran rightly is right though it is a copy of the old
+    assert a.split(" | ")[1:] == ["4", "50.0 ± 25.0", "", "", "25.0 ± 21.7", " |"]
+    assert b.split(" | ")[1:4] == ["3", "66.7 ± 27.2", "33.3 ± 27.2"]
+    assert b.split(" | ")[4] == "1, 0"
 
 
 def test_estimates_of_the_kl_by_hand():
