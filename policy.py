@@ -34,7 +34,7 @@ import weights
 from rollout import Rollout, check_model, sample, token_logp, written
 
 # Large tensors take memory in pages of 2 MB, where Linux lets a program ask for them: with those of
-# 4 KB a fifth of a training step went into fetching pages. Torch looks here at its first tensor.
+# 4 KB a tenth of a training step went into fetching pages. Torch looks here at its first tensor.
 os.environ.setdefault("THP_MEM_ALLOC_ENABLE", "1")
 
 
