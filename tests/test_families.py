@@ -146,9 +146,6 @@ def test_bias_against_a_loop(T, window):
         assert (got[t] == 0).nonzero().flatten().tolist() == seen
 
 
-# ------------------------------------------------------------------- what is refused, and says why
-
-
 @pytest.mark.parametrize("window", [None, 4])
 @pytest.mark.parametrize("dtype, near", [(torch.float64, 1e-12), (torch.bfloat16, 0.02)])
 def test_products_in_place_of_the_kernel(dtype, near, window):
@@ -165,6 +162,9 @@ def test_products_in_place_of_the_kernel(dtype, near, window):
     (true * pull).sum().backward()
     pairs = [(out, true), *((a.grad, b.grad) for a, b in zip(qkv, (q, k, v), strict=True))]
     assert all((a - b).norm() < near * b.norm() for a, b in pairs)
+
+
+# ------------------------------------------------------------------- what is refused, and says why
 
 
 def test_windows_that_a_model_keeps_to_itself_are_refused():

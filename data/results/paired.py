@@ -20,7 +20,9 @@ Answers = dict[tuple[str, str], dict]  # by split and row
 
 
 def read(file: str) -> Answers:
-    return {(line["split"], line["row"]): line for _, line in data.json_lines(file)}
+    """All answers but those that could not be run."""
+    lines = (line for _, line in data.json_lines(file) if line["run"] != "could-not-run")
+    return {(line["split"], line["row"]): line for line in lines}
 
 
 def right(line: dict) -> bool:
@@ -41,25 +43,26 @@ def change(of: Callable[[dict], bool], before: Answers, after: Answers) -> list[
     return [of(after[row]) - of(before[row]) for row in after if row in before]
 
 
-def row(file: str, split: str, first: Answers | None) -> list:
-    found = {name: line for name, line in read(file).items() if name[0] == split}
-    found = {name: line for name, line in found.items() if line["run"] != "could-not-run"}
-    if not found:
-        return []
-    moved = change(right, first, found) if first else []
-    cells = [f"{file}: {split}", len(found), mean([right(line) for line in found.values()])]
-    cells += [mean(moved), f"{moved.count(1)}, {moved.count(-1)}"] if moved else ["", ""]
-    cells += [mean([copies(line) for line in found.values()])]
-    return [*cells, mean(change(copies, first, found)) if moved else ""]
+def row(title: str, found: Answers, first: Answers) -> list:
+    """A line of the table; without changes where `first` has none of the rows."""
+    rates = [mean([of(line) for line in found.values()]) for of in (right, copies)]
+    moved, copied = (change(of, first, found) for of in (right, copies))
+    if not moved:
+        return [title, len(found), rates[0], "", "", rates[1], ""]
+    gained = f"{moved.count(1)}, {moved.count(-1)}"
+    return [title, len(found), rates[0], mean(moved), gained, rates[1], mean(copied)]
 
 
 def table(files: list[str]) -> str:
-    first = read(files[0])
-    first = {name: line for name, line in first.items() if line["run"] != "could-not-run"}
-    splits = dict.fromkeys(split for file in files for split, _ in read(file))
-    rows = [row(f, split, first if i else None) for split in splits for i, f in enumerate(files)]
+    answers = {file: read(file) for file in files}
+    rows = []
+    for split in dict.fromkeys(split for found in answers.values() for split, _ in found):
+        for file, found in answers.items():
+            first = {} if file == files[0] else answers[files[0]]
+            part = {name: line for name, line in found.items() if name[0] == split}
+            rows += [row(f"{file}: {split}", part, first)] if part else []
     heads = "answers, rows, right, change, gained and lost, copies, change of copies"
-    return report.markdown(heads, filter(None, rows))
+    return report.markdown(heads, rows)
 
 
 if __name__ == "__main__":
