@@ -14,7 +14,7 @@ row has for this position, and the draws are kept up to the first that differs f
 What is kept saw the same tokens before it as without a draft, and so is the same, at any
 temperature. A reader may skip this file: without it all is the same, but slower.
 
-Not here: a draft model, trees of drafts, drafts while many rows run.
+Not here: a draft model, trees of drafts, drafts while many rows of a large model run.
 Shapes: B groups, G samples and P prompt length in the cache; R rows that run, each at a place b, g
 of it; M tokens of a forward, n at most of a row; T most tokens of an answer; S as many of them as
 are looked at; H query heads, K key heads (rep = H / K), D head width.
@@ -22,6 +22,8 @@ are looked at; H query heads, K key heads (rep = H / K), D head width.
 
 from collections.abc import Callable
 from dataclasses import dataclass, field
+from functools import partial
+from itertools import repeat
 from os.path import commonprefix  # of lists too
 
 import torch
@@ -29,25 +31,39 @@ from torch import Tensor
 from transformers import PreTrainedModel
 
 from attention import Cache, Layout, as_bias, forward, group_attention
-from rollout import Tail, head
+from rollout import Tail, head, trim
 
 MATCH = 5, 3, 2  # tokens that are looked up, the longest match first
 LONGEST = 16  # tokens of a draft
-TOKENS = 32  # of a forward: beyond these a CPU takes longer for each than it saves
+SMALL = 5e7  # weights of a model whose forward on a CPU is small operations, not arithmetic
+
+
+def pace(model: PreTrainedModel) -> dict:
+    """`finish` and `few` for `sample`, as they pay on a CPU for a model of this size.
+
+    Beyond 32 tokens of a forward each more takes longer than it saves; beyond 384 in a small model.
+    """
+    small = sum(p.numel() for p in model.parameters()) < SMALL
+    tokens, few = (384, 64) if small else (32, 8)
+    return {"finish": partial(finish, tokens=tokens), "few": few}
 
 
 @torch.no_grad()
-def finish(model: PreTrainedModel, layout: Layout, tail: Tail, pick: Callable) -> Tensor:
+def finish(
+    model: PreTrainedModel, layout: Layout, tail: Tail, pick: Callable, tokens: int = 32
+) -> Tensor:
     """Go on with the running rows to their end, in `tail` -> the forwards of all rows, [N].
 
+    A forward takes at most so many tokens, or one of each row.
     `pick` draws: logits [1, M, V] and uniform numbers [1, M] -> tokens and their logp, [1, M].
     """
     forwards, ends, T = tail.length.clone(), set(tail.eos.tolist()), tail.tokens.shape[1]
     widen(layout.cache, tail.row.shape[1], T)
     rows = all_rows = begin(tail)
     while rows := [row for row in rows if row.length < T and row.text[-1] not in ends]:
+        shrink(layout.cache, tail, rows)
         for row in rows:
-            row.look_up(min(TOKENS // len(rows), T - row.length) - 1)
+            row.look_up(min(tokens // len(rows), T - row.length) - 1)
         for row, drawn, logp in zip(rows, *check(model, layout, tail, pick, rows), strict=True):
             old = row.length
             row.take(drawn.tolist(), ends)
@@ -85,6 +101,16 @@ def widen(cache: Cache, G: int, T: int) -> None:
     if not cache.length:  # no token was decoded yet
         own = [[x[:, :, None, :0].expand(-1, -1, G, -1, -1) for x in kv] for kv in cache.prompt]
     cache.own = [tuple(cache.roomy(x, T) for x in kv) for kv in own]
+    cache.length = T
+
+
+def shrink(cache: Cache, tail: Tail, rows: list["Row"]) -> None:
+    """Forget rows that have ended, and tell the others their places."""
+    running = torch.isin(tail.row, torch.tensor([row.number for row in rows]).to(tail.row))
+    tail.row, tail.running, _ = trim(cache, tail.row, running, tail.row)
+    place = {i: (b, g) for b, group in enumerate(tail.row.tolist()) for g, i in enumerate(group)}
+    for row in rows:
+        row.place = place[row.number]
 
 
 # ------------------------------------------------------------------------------------------------
@@ -150,8 +176,11 @@ def begin(tail: Tail) -> list[Row]:
 
 def note(seen: Seen, text: list[int], start: int) -> None:
     """Write down for each token of text[start:] which few stood before it."""
-    for i in range(start, len(text)):
-        seen.update({tuple(text[i - n : i]): (text, i) for n in MATCH if i >= n})
+    end = len(text)
+    for n in (n for n in MATCH if n <= end):
+        first = max(start, n)
+        before = zip(*(text[first - n + j : end - n + j] for j in range(n)), strict=True)
+        seen.update(zip(before, zip(repeat(text), range(first, end)), strict=True))
 
 
 # ------------------------------------------------------------------------------------------------

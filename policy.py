@@ -69,7 +69,7 @@ class Policy:
         """
         check_model(self.model, length=1)  # while its layers are plain
         how |= {"eos_ids": self.eos_ids, "pad_id": self.pad_id}
-        how |= {"finish": None if plain else drafts.finish}
+        how |= {} if plain else drafts.pace(self.model)
         with self.precision(), contextlib.nullcontext() if plain else self.decoding():
             return sample(self.model, prompts, **how)
 

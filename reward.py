@@ -96,16 +96,15 @@ def similarity(answers: list[Verdict], device: Device) -> list[float]:
 def verdicts(completions: list[str], targets: list[str], olds: list[str] | None) -> list[Verdict]:
     """The verdict on each of N answers. Targets and old codes are bare code, without a fence.
 
-    Each distinct text is parsed once. Raises ValueError if the lists differ in length, or a target
+    Raises ValueError if the lists differ in length, or a target
     or old code does not parse: that is the data's fault. No completion raises.
     """
     if len(completions) != len(targets):
         raise ValueError(f"got {len(completions)} completions for {len(targets)} targets")
-    goal = {text: _stripped(text, "target") for text in set(targets)}
-    old = {text: _stripped(text, "old code") for text in set(olds or ())}
-    code = {text: _stripped_code(text) for text in set(completions)}
-    rows = zip(completions, targets, [None] * len(targets) if olds is None else olds, strict=True)
-    return [_verdict(code[c], goal[t], old.get(o)) for c, t, o in rows]
+    goals = [_stripped(text, "target") for text in targets]
+    olds = [None] * len(goals) if olds is None else [_stripped(text, "old code") for text in olds]
+    rows = zip(map(_stripped_code, completions), goals, olds, strict=True)
+    return [_verdict(*row) for row in rows]
 
 
 def _verdict(code: str | None, target: str, old: str | None) -> Verdict:

@@ -28,7 +28,6 @@ from transformers import PreTrainedModel
 from attention import Cache, Layout, as_bias, check_architecture, forward, unsupported
 
 LOGITS = 2**24  # most logits made at a time in training: 64 MB in float32
-FEW = 8  # running rows, or fewer, that `finish` takes over where there is one
 
 
 @dataclass
@@ -71,14 +70,14 @@ def sample(
     model: PreTrainedModel, prompts: list[list[int]], *, group_size: int, max_new_tokens: int,
     eos_ids: Iterable[int], pad_id: int, temperature: float = 1.0, top_p: float = 1.0,
     generator: torch.Generator | None = None, uniform: Tensor | None = None,
-    finish: Callable | None = None,
+    finish: Callable | None = None, few: int = 8,
 ) -> Rollout:  # fmt: skip
     """Sample group_size completions of every prompt, in eval(); every module's mode comes back.
 
     temperature 0 is greedy (its logp is at temperature 1). `logp` is the log-softmax over the whole
     vocabulary even where top_p < 1 cuts the draw, so only top_p = 1 may be trained on. A seeded
     generator, or the same `uniform` numbers in its place, give the same rollout again. `finish`
-    (drafts.finish, the same tokens sooner) takes over when `FEW` rows run.
+    (drafts.finish, the same tokens sooner) takes over when no more than `few` rows run.
     """
     check_request(model, prompts, group_size, max_new_tokens, temperature, top_p)
     device, B, G, T = model.device, len(prompts), group_size, max_new_tokens
@@ -100,7 +99,7 @@ def sample(
             running = running & ~torch.isin(token, eos)
             if t % sync_every(device) == 0:
                 row, running, token = trim(layout.cache, row, running, token)  # [B, G] -> [B', G']
-                if finish and int(running.sum()) <= FEW:
+                if finish and int(running.sum()) <= few:
                     tail = Tail(prompts, row, running, tokens, logp, length, uniform, eos)
                     forwards = finish(model, layout, tail, pick)  # [N]
                     break

@@ -9,6 +9,7 @@ import io
 import tokenize
 import warnings
 from collections.abc import Iterator
+from functools import lru_cache
 from itertools import accumulate, takewhile
 
 # What ast.parse and tokenize raise for one input or another, in Python 3.10 to 3.14. ValueError
@@ -30,6 +31,7 @@ BODIES = (ast.FunctionDef, ast.AsyncFunctionDef, ast.ClassDef)
 DEEDS = (*BODIES, ast.Import, ast.ImportFrom, ast.Call, ast.Assign, ast.AugAssign)
 
 
+@lru_cache(maxsize=2**14)  # a run comes back to its rows, and many an answer repeats another
 def strip_comments(code: str) -> str:
     """`code` without comments, docstrings, blank lines and trailing blanks; strings untouched.
 

@@ -5,6 +5,7 @@ repeat themselves, as migrations repeat their prompt.
 """
 
 import random
+from functools import partial
 
 import pytest
 import torch
@@ -48,9 +49,8 @@ def same(plain, drafted):
 def test_tokens_and_logp_are_those_without_drafts(monkeypatch, name, temperature, G):
     """Prevents: a cache, mask, window or position that is another one where a row has a length of
     its own; a draw with another position's number."""
-    monkeypatch.setattr(R, "FEW", 4 * G)
     T = 12 if name == "phi3 longrope" else 40  # its angles change beyond 20 tokens
-    how = dict(group_size=G, max_new_tokens=T, temperature=temperature, eos_ids=[3, 17])
+    how = dict(group_size=G, few=4 * G, max_new_tokens=T, temperature=temperature, eos_ids=[3, 17])
     model, luck = sharp(name, by=2.0), random.Random(0)
     plain, drafted = both(model, **how)
     same(plain, drafted)
@@ -67,23 +67,22 @@ def test_tokens_and_logp_are_those_without_drafts(monkeypatch, name, temperature
 
 @pytest.mark.parametrize("few", [2, 5, 12])
 @pytest.mark.parametrize("top_p", [1.0, 0.8])
-def test_a_rollout_goes_on_with_drafts_wherever_few_rows_are_left(monkeypatch, few, top_p):
+def test_a_rollout_goes_on_with_drafts_wherever_few_rows_are_left(few, top_p):
     """Prevents: rows mixed up when some have ended, or that lose what the cache held of them."""
-    monkeypatch.setattr(R, "FEW", few)
     model = sharp(by=2.0)
     how = dict(group_size=3, max_new_tokens=40, eos_ids=[3, 17, 21, 8, 30], top_p=top_p)
-    plain, drafted = both(model, seed=4, **how)
+    plain, drafted = both(model, seed=4, few=few, **how)
     same(plain, drafted)
     assert (plain.length > 1).sum() > 5  # so that two or five are left later
     assert drafted.forwards.sum() < drafted.length.sum()
 
 
-def test_fresh_memory_does_not_show_through(monkeypatch):
+def test_fresh_memory_does_not_show_through():
     """Prevents: NaN from where another row has tokens and this one none: 0 times NaN is NaN."""
-    monkeypatch.setattr(R, "FEW", 5)
+    how = dict(few=5, max_new_tokens=30, eos_ids=[3, 17, 21, 8, 30], seed=4)
     torch.use_deterministic_algorithms(True)  # torch then fills fresh memory with NaN
     try:
-        plain, drafted = both(sharp(by=2.0), max_new_tokens=30, eos_ids=[3, 17, 21, 8, 30], seed=4)
+        plain, drafted = both(sharp(by=2.0), **how)
     finally:
         torch.use_deterministic_algorithms(False)
     same(plain, drafted)
@@ -99,6 +98,32 @@ def test_ends_and_the_longest_length_inside_a_draft():
         same(*both(model, eos_ids=[39, token], max_new_tokens=30, **how))
     for T in (1, 2, 3, 5, 8, 13):
         same(*both(model, eos_ids=[], max_new_tokens=T, **how))
+
+
+def test_rows_that_have_ended_leave_the_cache(monkeypatch):
+    """Prevents: each forward attends for rows that ended long ago, which took most of the time."""
+    seen, check = [], drafts.check
+
+    def counted(model, layout, tail, pick, rows):
+        keys, values = layout.cache.own[0]  # [B, K, G, room, D]
+        assert keys.shape[:3:2] == values.shape[:3:2] == tail.row.shape == tail.running.shape
+        seen.append((tail.row.numel(), len(rows)))
+        return check(model, layout, tail, pick, rows)
+
+    monkeypatch.setattr(drafts, "check", counted)
+    how = dict(group_size=1, max_new_tokens=40, eos_ids=[3, 17], seed=4)
+    same(*both(sharp(by=2.0), **how))
+    assert {places for places, _ in seen} == {rows for _, rows in seen} == {4, 3, 2, 1}
+    assert all(places == rows for places, rows in seen)
+
+
+def test_a_small_model_drafts_for_many_rows():
+    """Prevents: 64 rows of the bundled policy wait for 56 to end before one forward gives two."""
+    small, large = sharp(), torch.nn.Linear(1, 1)
+    large.weight = torch.nn.Parameter(torch.empty(6 * 10**7, 1, device="meta"))
+    small, large = map(drafts.pace, (small, large))
+    assert (small["few"], small["finish"].keywords["tokens"]) == (64, 384)
+    assert (large["few"], large["finish"].keywords["tokens"]) == (8, 32)
 
 
 def test_numbers_behind_the_end_are_not_looked_at():
@@ -123,15 +148,13 @@ def test_the_generator_ends_where_it_does_without_drafts():
     assert torch.equal(*states)
 
 
-def test_bfloat16_keeps_the_distribution(monkeypatch):
+def test_bfloat16_keeps_the_distribution():
     """Prevents: tokens that were drafted come more often than the policy says them."""
-    monkeypatch.setattr(R, "FEW", 10**6)
-    monkeypatch.setattr(drafts, "TOKENS", 10**6)
     model, n = sharp(by=1.0).to(torch.bfloat16), 2000
-    how = dict(group_size=n, max_new_tokens=4, eos_ids=[])
+    how = dict(group_size=n, few=n, max_new_tokens=4, eos_ids=[])
+    finish = partial(drafts.finish, tokens=10**6)
     plain, drafted = (
-        draw(model, PROMPTS[:1], seed, finish=f, **how)
-        for seed, f in enumerate((None, drafts.finish))
+        draw(model, PROMPTS[:1], seed, finish=f, **how) for seed, f in enumerate((None, finish))
     )
     assert drafted.forwards.sum() < drafted.length.sum() - n / 10
     for t in range(4):
