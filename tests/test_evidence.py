@@ -26,7 +26,7 @@ def script(name: str):
     return module
 
 
-evidence, paired = script("evidence"), script("paired")
+evidence, paired, items = script("evidence"), script("paired"), script("items")
 
 SHORT = {"steps": 1, "prompts": 2, "max_new_tokens": 8}
 
@@ -151,6 +151,27 @@ def test_answers_are_compared_row_by_row(tmp_path):
     assert a.split(" | ")[1:] == ["4", "50.0 ± 25.0", "", "", "25.0 ± 21.7", " |"]
     assert b.split(" | ")[1:4] == ["3", "66.7 ± 27.2", "33.3 ± 27.2"]
     assert b.split(" | ")[4] == "1, 0"
+
+
+def test_items_of_a_benchmark_are_compared_one_by_one(tmp_path):
+    """Prevents: a change over other items than both files have; a pass that needs no update, or
+    not in the asked form, counted where it must not be.
+
+    Of item x 1 of 2 samples passes, then both, one of which needs the update: Pass@1 50 -> 100,
+    Pass@2 100 -> 100, UPass@1 50 -> 50. Of y none ever does: means 25 -> 50, 50 -> 50, 25 -> 25.
+    Every bootstrap sample of the two changes, 50 and 0, is between them.
+    """
+    for name, of_x, without in (("a", "pass fail", "fail "), ("b", "pass pass", "fail pass")):
+        x = dict(id="x", package="p", verdicts=of_x.split(), without=without.split(" "))
+        y = dict(id="y", package="p", verdicts=["fail"] * 2, without=["", ""])
+        other = dict(code=["", ""], asked=[name == "b", False], run="1", reasons=["", ""])
+        (tmp_path / name).write_text("".join(json.dumps(row | other) + "\n" for row in (x, y)))
+    head, _, a, b = items.table([str(tmp_path / "a"), str(tmp_path / "b")]).split("\n")
+    assert head.split(" | ")[2::2][:4] == ["Pass@1", "Pass@2", "UPass@1", "UPass@2"]
+    assert a.split(" | ")[1:] == ["2", "25.0", "", "50.0", "", "25.0", "", "50.0", "", "0.0", " |"]
+    pass_1, pass_2, needs_it, _, asked = b.split(" | ")[3::2]
+    assert pass_1 == "+25.0 [+0.0, +50.0]" and pass_2 == needs_it == "+0.0 [+0.0, +0.0]"
+    assert asked == "+25.0 [+0.0, +50.0] |"
 
 
 def test_estimates_of_the_kl_by_hand():
