@@ -254,15 +254,22 @@ def updates(options: argparse.Namespace) -> str:
         rows = {name: some(examples, options.rows) for name, examples in rows.items()}
     if options.answers:
         graded = answered(options.answers, rows)
+        keep(graded, options.out)
     else:
-        policy = load(options.model, options.device, options.dtype)
-        graded = report(policy, rows, options.max_new_tokens, "greedy answers")
-    if options.out:  # now: to run them takes long, and may be stopped
-        Path(options.out).write_text(lines(graded), encoding="utf-8")
+        policy, graded = load(options.model, options.device, options.dtype), {}
+        for name, part in rows.items():
+            graded |= report(policy, {name: part}, options.max_new_tokens, "greedy answers")
+            keep(graded, options.out)
     tables = executed(graded, options) if options.run else []
     libraries, kinds = grouped(graded, "dependency"), grouped(graded, "kind")
     tables += [breakdown(graded), breakdown(libraries, "library"), breakdown(kinds, "kind")]
     return "\n\n".join(tables)
+
+
+def keep(graded: Report, out: str) -> None:
+    """Write them, if a file is given: what comes next takes long, and may be stopped."""
+    if out:
+        Path(out).write_text(lines(graded), encoding="utf-8")
 
 
 def grouped(graded: Report, field: str) -> Report:
@@ -288,8 +295,7 @@ def executed(report: Report, options: argparse.Namespace) -> list[str]:
         split: [replace(g, **(right if g.exact_any else next(ran))._asdict()) for g in graded]
         for split, graded in report.items()
     }
-    if options.out:
-        Path(options.out).write_text(lines(report), encoding="utf-8")
+    keep(report, options.out)
     return [rows.table(report), rows.table(grouped(report, "kind"), "kind"), rows.remarks(report)]
 
 

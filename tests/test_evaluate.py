@@ -238,6 +238,21 @@ def test_updates_are_graded_by_split_library_and_kind(small, tmp_path, capsys):
     assert "| train | 3 |" in capsys.readouterr().out
 
 
+def test_a_finished_split_is_on_the_disk_before_the_next(small, tmp_path, monkeypatch):
+    """Prevents: all answers of an hour lost to one kill, as for want of memory in a later split."""
+    out, greedy = tmp_path / "answers.jsonl", evaluate.greedy
+
+    def killed(policy, examples, *how):
+        if out.read_text():
+            raise KeyboardInterrupt
+        return greedy(policy, examples, *how)
+
+    monkeypatch.setattr(evaluate, "greedy", killed)
+    command = ["updates", "--model", small["model"], "--data", small["data"], "--device", "cpu"]
+    assert evaluate.main([*command, "--max-new-tokens", "4", "--out", str(out)]) == 130
+    assert len(out.read_text().splitlines()) == 6
+
+
 @pytest.mark.parametrize(
     ("flags", "sentence"),
     [
