@@ -170,10 +170,22 @@ def draw(logits: Tensor, uniform: Tensor, temperature: float, top_p: float) -> t
 
 
 def nucleus(prob: Tensor, top_p: float) -> Tensor:
-    """Keep the fewest likeliest tokens that reach top_p together, zero the others: [.., V]."""
-    ranked, order = prob.sort(dim=-1, descending=True, stable=True)
+    """Keep the fewest likeliest tokens that reach top_p together, zero the others: [.., V].
+
+    Tokens below (1 - top_p) / V have less than 1 - top_p together, so that what is kept stands
+    among the others (from half of it on, for sums are rounded). They alone are ranked, in a row of
+    their own: to sort 152,000 takes longer than the model does.
+    """
+    flat = prob.flatten(0, -2)  # [N, V]
+    row, token = (flat >= (1 - top_p) / flat.shape[1] / 2).nonzero(as_tuple=True)  # [M]
+    count = row.bincount(minlength=len(flat))
+    place = torch.arange(len(row), device=row.device) - (count.cumsum(0) - count)[row]
+    likely = flat.new_zeros(len(flat), int(count.max()))
+    likely[row, place] = flat[row, token]
+    ranked, order = likely.sort(dim=-1, descending=True, stable=True)
     before = ranked.cumsum(-1) - ranked  # mass of the likelier tokens: 0 for the first, kept always
-    return torch.zeros_like(prob).scatter(-1, order, ranked.where(before < top_p, 0.0))
+    kept = torch.zeros_like(likely).scatter(-1, order, ranked.where(before < top_p, 0.0))
+    return torch.zeros_like(flat).index_put((row, token), kept[row, place]).view_as(prob)
 
 
 def sync_every(device: torch.device) -> int:
