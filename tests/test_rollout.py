@@ -177,6 +177,19 @@ def test_nucleus_against_a_loop(top_p):
     assert torch.equal(kept[kept > 0], prob[kept > 0])
 
 
+@pytest.mark.parametrize("top_p", [0.1, 0.5, 0.7, 0.95, 0.999])
+@pytest.mark.parametrize("spread", [0.0, 1.0, 5.0, 20.0])
+def test_nucleus_is_that_of_a_whole_sort(spread, top_p):
+    """Prevents: a token of a large vocabulary that is left out of the ranking, or ties, which all
+    tokens are at spread 0, broken otherwise."""
+    logits = spread * torch.randn(3, 4, 5000, generator=torch.Generator().manual_seed(0))
+    prob = logits.softmax(-1)
+    ranked, order = prob.sort(dim=-1, descending=True, stable=True)
+    before = ranked.cumsum(-1) - ranked
+    whole = torch.zeros_like(prob).scatter(-1, order, ranked.where(before < top_p, 0.0))
+    assert torch.equal(R.nucleus(prob, top_p), whole)
+
+
 def test_top_p_only_cuts_the_draw():
     """Evaluation with top_p leaves the nucleus, or reports renormalised log-probabilities."""
     model = build()
