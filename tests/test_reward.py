@@ -18,6 +18,7 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 import edit_distance
 import reward
 import strip
+import strip
 
 CUDA = pytest.mark.skipif(not torch.cuda.is_available(), reason="no CUDA device here")
 DEVICES = ["cpu", pytest.param("cuda", marks=CUDA)]
@@ -514,12 +515,14 @@ def test_score_of_nothing():
     assert all(value.shape == (0,) for value in reward.score([], []).values())
 
 
-def test_score_parses_each_text_once(monkeypatch):
+def test_each_text_is_parsed_once(monkeypatch):
     """G samples of one prompt parse its target G times, and every reward parses again."""
-    seen, strip = [], reward.strip_comments
-    monkeypatch.setattr(reward, "strip_comments", lambda code: seen.append(code) or strip(code))
-    reward.score([fenced("x = 1"), fenced("x = 2"), fenced("x = 1")], ["x = 3"] * 3)
-    assert sorted(seen) == ["x = 1", "x = 2", "x = 3"]
+    strip.strip_comments.cache_clear()
+    seen, parse = [], strip._parse
+    monkeypatch.setattr(strip, "_parse", lambda source: seen.append(source) or parse(source))
+    for _ in range(2):
+        reward.score([fenced("x = 1"), fenced("x = 2"), fenced("x = 1")], ["x = 3"] * 3)
+    assert sorted(seen) == ["x = 1\n", "x = 2\n", "x = 3\n"]
 
 
 @pytest.mark.parametrize("rule", [reward.es_star, reward.em_star, reward.score])
