@@ -96,8 +96,8 @@ def similarity(answers: list[Verdict], device: Device) -> list[float]:
 def verdicts(completions: list[str], targets: list[str], olds: list[str] | None) -> list[Verdict]:
     """The verdict on each of N answers. Targets and old codes are bare code, without a fence.
 
-    Raises ValueError if the lists differ in length, or a target
-    or old code does not parse: that is the data's fault. No completion raises.
+    Raises ValueError if the lists differ in length, or a target or old code does not parse: that is
+    the data's fault. No completion raises.
     """
     if len(completions) != len(targets):
         raise ValueError(f"got {len(completions)} completions for {len(targets)} targets")

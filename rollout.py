@@ -172,9 +172,8 @@ def draw(logits: Tensor, uniform: Tensor, temperature: float, top_p: float) -> t
 def nucleus(prob: Tensor, top_p: float) -> Tensor:
     """Keep the fewest likeliest tokens that reach top_p together, zero the others: [.., V].
 
-    Tokens below (1 - top_p) / V have less than 1 - top_p together, so that what is kept stands
-    among the others (from half of it on, for sums are rounded). They alone are ranked, in a row of
-    their own: to sort 152,000 takes longer than the model does.
+    Tokens below (1 - top_p) / V do not reach 1 - top_p together, so those above half of it (sums
+    are rounded) are ranked alone: to sort 152,000 takes longer than the model does.
     """
     flat = prob.flatten(0, -2)  # [N, V]
     row, token = (flat >= (1 - top_p) / flat.shape[1] / 2).nonzero(as_tuple=True)  # [M]
