@@ -30,12 +30,12 @@ import torch
 from torch import Tensor
 from transformers import PreTrainedModel
 
+import packed
 from attention import Cache, Layout, as_bias, forward, group_attention
 from rollout import Tail, head, trim
 
 MATCH = 5, 3, 2  # tokens that are looked up, the longest match first
 LONGEST = 16  # tokens of a draft
-SMALL = 5e7  # weights of a model whose forward on a CPU is small operations, not arithmetic
 
 
 def pace(model: PreTrainedModel) -> dict:
@@ -43,8 +43,7 @@ def pace(model: PreTrainedModel) -> dict:
 
     Beyond 32 tokens of a forward each more takes longer than it saves; beyond 384 in a small model.
     """
-    small = sum(p.numel() for p in model.parameters()) < SMALL
-    tokens, few = (384, 64) if small else (32, 8)
+    tokens, few = (384, 64) if packed.small(model) else (32, 8)
     return {"finish": partial(finish, tokens=tokens), "few": few}
 
 
@@ -101,7 +100,7 @@ def widen(cache: Cache, G: int, T: int) -> None:
     if not cache.length:  # no token was decoded yet
         own = [[x[:, :, None, :0].expand(-1, -1, G, -1, -1) for x in kv] for kv in cache.prompt]
     cache.own = [tuple(cache.roomy(x, T) for x in kv) for kv in own]
-    cache.length = T
+    cache.length = T  # all of it, for `keep`: a row's own length is known to `Row` alone
 
 
 def shrink(cache: Cache, tail: Tail, rows: list["Row"]) -> None:

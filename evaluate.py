@@ -267,7 +267,7 @@ def updates(options: argparse.Namespace) -> str:
 
 
 def keep(graded: Report, out: str) -> None:
-    """Write them, if a file is given: what comes next takes long, and may be stopped."""
+    """Write the answers, if a file is given: what comes next takes long, and may be stopped."""
     if out:
         Path(out).write_text(lines(graded), encoding="utf-8")
 

@@ -25,7 +25,7 @@ from torch import Tensor, nn
 import lora
 
 OPERATORS = "_reorder_linear_weight", "_linear_pointwise"
-SMALL = 5e7  # weights of a model that gains nothing from bf16
+SMALL = 5e7  # weights of a model whose time goes into small operations, not into products
 TOGETHER = ("q_proj", "k_proj", "v_proj"), ("gate_proj", "up_proj")  # names of layers of one input
 ROWS = 32  # that the blocks are made for; other numbers of rows work too
 
@@ -125,6 +125,10 @@ def available(model: nn.Module) -> bool:
     return there and next(model.parameters()).device.type == "cpu"
 
 
+def small(model: nn.Module) -> bool:
+    return sum(p.numel() for p in model.parameters()) < SMALL
+
+
 def faster_dtype(model: nn.Module) -> torch.dtype:
     """The dtype in which this machine multiplies a layer of the model sooner, said in one line.
 
@@ -132,7 +136,7 @@ def faster_dtype(model: nn.Module) -> torch.dtype:
     them five times as long. A model of less than `SMALL` weights stays in float32.
     """
     device = next(model.parameters()).device.type
-    if sum(p.numel() for p in model.parameters()) < SMALL or device == "mps":
+    if small(model) or device == "mps":
         return torch.float32
     if device == "cuda":
         return torch.bfloat16 if torch.cuda.is_bf16_supported(False) else torch.float32

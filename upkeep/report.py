@@ -1,7 +1,4 @@
-"""What a run shows: tables, sample pages and curves.
-
-All are views of the graded answers before and after training, and of `metrics.jsonl`.
-"""
+"""What a run shows of its graded answers and of `metrics.jsonl`: tables, sample pages, curves."""
 
 import itertools
 import math
