@@ -153,6 +153,28 @@ def test_answers_are_compared_row_by_row(tmp_path):
     assert b.split(" | ")[4] == "1, 0"
 
 
+def test_seeds_are_averaged_row_by_row(tmp_path):
+    """Prevents: seeds counted as if each had rows of its own, so that the error is too small; a
+    change against another seed's start; verdicts used where exact match is asked for.
+
+    Row 0 is right before in neither seed and after in both, row 1 after in the second alone. Rows'
+    means after: 1 and 0.5, so 75 ± 25 / sqrt 2 = 17.7; changes 1 and 0.5, the same. Exact: none.
+    """
+    both = {"exact_any": False, "copied_any": False, "split": "test"}
+    files = []
+    for name, verdicts in (("a", "xx"), ("b", "+x"), ("c", "xx"), ("d", "++")):
+        runs = [
+            {"run": "right" if v == "+" else "wrong", "row": str(i)} for i, v in enumerate(verdicts)
+        ]
+        files.append(str(tmp_path / name))
+        (tmp_path / name).write_text("".join(json.dumps(both | run) + "\n" for run in runs))
+    shown = paired.table(files, seeds=True).split("\n")
+    assert shown[2:] == [
+        "| mean of 2: test | 2 | 75.0 ± 17.7 | 75.0 ± 17.7 |  | 0.0 ± 0.0 | 0.0 ± 0.0 |"
+    ]
+    assert " | 2 | 0.0 ± 0.0 | 0.0 ± 0.0 | " in paired.table(files, paired.exact, seeds=True)
+
+
 def test_items_of_a_benchmark_are_compared_one_by_one(tmp_path):
     """Prevents: a change over other items than both files have; a pass that needs no update, or
     not in the asked form, counted where it must not be.
