@@ -13,6 +13,7 @@ import torch
 import data
 import recode
 import variants
+from rollout import written
 from upkeep import metrics
 
 RESULTS = Path(data.HERE) / "results"
@@ -35,11 +36,11 @@ SHORT = {"steps": 1, "prompts": 2, "max_new_tokens": 8}
 ROWS = [
     ("reward", "(ES + EM) / 2, as GAPO has it"),
     ("reward", "control: random"),
-    ("loss", "... + clip-higher"),
-    ("loss", "... + dynamic sampling"),
+    ("loss", "... and clip-higher alone"),
+    ("loss", "GRPO without KL, dynamic sampling alone"),
     ("group", "4 minibatches"),
-    ("kl", "k2 in the loss, 0.1"),
-    ("kl", "k1 in the reward, 0.1"),
+    ("kl", "k2 in the loss, 1"),
+    ("kl", "k1 in the reward, 1"),
     ("long", "SFT, 100 steps"),
 ]
 
@@ -57,7 +58,9 @@ def test_a_row_of_each_table_is_made(tiny, tmp_path, monkeypatch, table, name):
     for column, (_, value) in evidence.COLUMNS.items():
         assert value(line) >= (-1e-6 if column == "KL" else 0)
     answers = [row for _, row in data.json_lines(tmp_path / "answers.gz")]
-    assert [row["split"] for row in answers] == ["test"] * 2 + ["test_seen"] * 2 + ["test_hard"] * 2
+    splits = ["test", "test_seen", "test_hard", "no_change"]
+    assert [row["split"] for row in answers] == [name for name in splits for _ in range(2)]
+    assert [len(line["rows"][name]) for name in splits] == [2] * 4 and line["samples"] >= 2
     shown = evidence.table(table, {(line["run"], 0): line})
     assert sum(" | 1 | " in row and name in row for row in shown.split("\n")) == 1
 
@@ -101,6 +104,19 @@ def test_rewards_that_do_not_ask_for_syntax():
     assert evidence.em(texts, [EXAMPLE] * 2) == [2.0, -1.5]
     assert evidence.es(texts, [EXAMPLE] * 2) == pytest.approx([2.0, 1.75])
     assert evidence.half(texts, [EXAMPLE] * 2) == pytest.approx([2.0, 0.125])
+
+
+def test_k1_in_the_reward_is_summed_over_the_answer(monkeypatch):
+    """Prevents: a mean in its place, a hundredth of what verl takes off; a wrong sign.
+
+    Two tokens, each 0.1 nats likelier than under the base, then two 0.2 less likely: 2 - 0.2 and
+    -1.5 + 0.4, for the answers are right and wrong.
+    """
+    rollout = written([[1]], [[[5, 6], [7, 8]]], pad_id=0, device="cpu")  # logp is 0
+    base = torch.tensor([[[-0.1, -0.1], [0.2, 0.2]]])
+    monkeypatch.setattr(evidence, "scored", lambda *_: base)
+    worth = evidence.k1([told(CODE), told("a = 2")], [EXAMPLE] * 2, rollout=rollout, base=None)
+    assert worth == pytest.approx([1.8, -1.1])
 
 
 def test_the_random_reward_knows_nothing_of_the_answer():

@@ -43,7 +43,7 @@ import variants  # noqa: E402
 from config import Config  # noqa: E402
 from policy import Policy, load  # noqa: E402
 from rollout import Rollout, packs, written  # noqa: E402
-from upkeep import machine, metrics, report, run  # noqa: E402
+from upkeep import checkpoint, machine, metrics, report, run  # noqa: E402
 from variants import Variant  # noqa: E402
 
 FOLDER = Path(__file__).parent / "evidence"
@@ -51,7 +51,8 @@ SEEDS = (0, 1, 2)
 
 # Of each table its rows, and what of a default GRPO run differs there: flags of recode.py, and by
 # name a "reward" or a "loss" from below. Equal rows of two tables are one run.
-NO_KL = {"beta": 0.0}
+NO_KL, FOUR = {"beta": 0.0}, {"minibatches": 4}
+OVERLONG = {"algo": "dapo", "overlong_buffer": 96}
 TABLES: dict[str, dict[str, dict]] = {
     "reward": {
         "EM*": {},
@@ -70,12 +71,14 @@ TABLES: dict[str, dict[str, dict]] = {
         "GSPO": {"algo": "gspo"},
         "CISPO": {"algo": "cispo"},
         "GRPO without KL": NO_KL,
-        "... + clip-higher": {"algo": "dapo", "loss": "clip-higher"},
-        "... + dynamic sampling": {"algo": "dapo", "loss": "filter"},
-        "... + token mean": {"algo": "dapo", "loss": "token mean"},
-        "... + overlong penalty": {"algo": "dapo", "loss": "overlong", "overlong_buffer": 96},
+        "GRPO without KL, dynamic sampling alone": {"algo": "dapo", "loss": "filter"},
+        "GRPO without KL, token mean alone": {"algo": "dapo", "loss": "token mean"},
+        "GRPO without KL, overlong penalty alone": OVERLONG | {"loss": "overlong"},
+        "GRPO without KL, 4 minibatches": NO_KL | FOUR,  # with 2 the clip hardly ever acts
+        "... and clip-higher alone": {"algo": "dapo", "loss": "clip-higher"} | FOUR,
+        "DAPO": OVERLONG,
         "DAPO, but for the overlong penalty": {"algo": "dapo"},
-        "DAPO, filter on the reward": {"algo": "dapo", "filter": "reward"},
+        "... and filter on the reward": {"algo": "dapo", "filter": "reward"},
     },
     "group": {
         "G = 2, 64 prompts": {"group_size": 2, "prompts": 64},
@@ -84,22 +87,25 @@ TABLES: dict[str, dict[str, dict]] = {
         "G = 16, 8 prompts": {"group_size": 16, "prompts": 8},
         "1 minibatch": {"minibatches": 1},
         "2 minibatches": {},
-        "4 minibatches": {"minibatches": 4},
+        "4 minibatches": FOUR,
     },
     "kl": {
         "beta = 0": NO_KL,
+        "beta = 0.001": {},
         "beta = 0.01": {"beta": 0.01},
         "beta = 0.04": {"beta": 0.04},
-        "beta = 0.1 (k3 in the loss)": {"beta": 0.1},
-        "k2 in the loss, 0.1": {"beta": 0.1, "loss": "k2"},
-        "k1 in the loss, 0.1": {"beta": 0.1, "loss": "k1"},
-        "k1 in the reward, 0.1": {"beta": 0.0, "reward": "k1"},
+        "beta = 0.1": {"beta": 0.1},
+        "k3 in the loss, 1": {"beta": 1.0},
+        "k2 in the loss, 1": {"beta": 1.0, "loss": "k2"},
+        "k1 in the loss, 1": {"beta": 1.0, "loss": "k1"},
+        "k1 in the reward, 1": {"beta": 0.0, "reward": "k1"},
     },
     "long": {
         "untrained": {"algo": "none"},
         "GRPO, 12 steps": {},
         "GRPO, 100 steps": {"steps": 100},
         "SFT, 100 steps": {"algo": "sft", "steps": 100},
+        "SFT, 400 steps": {"algo": "sft", "steps": 400},
     },
 }
 
@@ -143,11 +149,13 @@ def chance(texts, examples, *, seed: int, step: int, often=CHANCE, **_) -> list[
 
 
 def k1(texts, examples, *, rollout: Rollout, base: Policy, **_) -> list[float]:
-    """EM* less 0.1 k1, k1 = logp - ref_logp, its mean over an answer's tokens."""
-    targets = [e.new_code for e in examples]
-    count = rollout.length.clamp(min=1)
-    gap = (rollout.logp - scored(base, rollout)).sum(dim=-1) / count  # [B, G]
-    return (reward.em_star(texts, targets) - 0.1 * gap.flatten()).tolist()
+    """EM* less k1 = logp - ref_logp, summed over the answer, as verl has it (`use_kl_in_reward`).
+
+    The advantage divides by the group's spread: where all are equally right, k1 is all there is.
+    """
+    right = reward.em_star(texts, [e.new_code for e in examples])
+    gap = (rollout.logp - scored(base, rollout)).sum(dim=-1)  # [B, G]
+    return (right - gap.flatten()).tolist()
 
 
 REWARDS = {"em": em, "es": es, "half": half, "form": form, "random": chance, "k1": k1}
@@ -210,58 +218,90 @@ def handed(row: dict, config: Config, base: Policy):
         yield
 
 
-def trained(row: dict, seed: int, base: Policy, folder: str, fewer: dict) -> tuple[Policy, list]:
-    """The policy after a row's run, and the metrics of its steps."""
+def trained(row: dict, seed: int, base: Policy, folder: str, fewer: dict) -> tuple[Policy, dict]:
+    """The policy after a row's run, and of the run its settings, steps and samples."""
     if row.get("algo") == "none":
-        return base, []
+        return base, {"config": {}, "steps": [], "samples": 0}
     flags = {name: value for name, value in row.items() if name not in ("reward", "loss")}
     how = {"seed": seed, "threads": 1, "device": "cpu", "eval_rows": 0, "out": f"{folder}/run"}
     config = Config(**flags | how | fewer)
     with handed(row, config, base):
         run.run(config, recode.LOOPS)
-    policy = load(f"{config.out}/checkpoint", "cpu", "float32")
-    return policy, metrics.history(Path(config.out))
+    last = Path(config.out, "checkpoint")
+    drawn = checkpoint.read_state(last)["drawn"]
+    about = {
+        "config": {name: x for name, x in config.record().items() if name != "out"},
+        "steps": metrics.history(Path(config.out)),
+        "samples": drawn * (1 if config.algo == "sft" else config.group_size),
+    }
+    return load(str(last), "cpu", "float32"), about
 
 
 def made(row: dict, seed: int, answers: str = "", most: int = 0, **fewer) -> dict:
     """Train a row with a seed, and measure what came of it: the line of runs.jsonl.
 
-    `answers` is a file for its greedy answers; at most `most` rows of a split are graded (0: all,
-    100 of the harder ones); `fewer` are flags of recode.py for a short run.
+    `answers` is a file for its greedy answers; at most `most` rows of a split are graded (0: all);
+    `fewer` are flags of recode.py for a short run.
     """
     machine.use_threads(1)
     torch.manual_seed(seed)
     begin, base = time.time(), load(fewer.get("model", ""), "cpu", "float32")
     with tempfile.TemporaryDirectory() as folder:
-        policy, steps = trained(row, seed, base, folder, fewer)
-        rows = {name: data.load(None, name) for name in ("test", "test_seen", "test_hard")}
-        rows["test_hard"] = evaluate.some(rows["test_hard"], evaluate.HARD)
-        rows = {name: evaluate.some(found, most or len(found)) for name, found in rows.items()}
+        policy, about = trained(row, seed, base, folder, fewer)
+        rows = {name: evaluate.some(found, most or len(found)) for name, found in graded().items()}
         longest = fewer.get("max_new_tokens", 384)
-        graded = evaluate.report(policy, rows, longest, "", quiet=True)
+        answered = evaluate.report(policy, rows, longest, "", quiet=True)
     if answers:
-        Path(answers).write_bytes(gzip.compress(evaluate.lines(graded).encode(), mtime=0))
+        Path(answers).write_bytes(gzip.compress(evaluate.lines(answered).encode(), mtime=0))
     return {
         "run": named(row),
         "seed": seed,
-        "grade": {name: evaluate.means(found) for name, found in graded.items()},
-        "kl": distance(policy, base, rows["test"][:32], longest),
+        "grade": {name: evaluate.means(found) for name, found in answered.items()},
+        "rows": {name: "".join(map(letter, found)) for name, found in answered.items()},
+        **sampled(policy, base, rows["test"][:64], longest),
         "nats": nats(policy, rows["test"]),
-        "steps": [{k: s.get(k) for k in ("reward", "exact", "copied", "entropy")} for s in steps],
+        **about,
+        "machine": f"{torch.backends.cpu.get_cpu_capability()}, torch {torch.__version__}",
         "minutes": (time.time() - begin) / 60,
     }
+
+
+def graded() -> dict[str, list[data.Example]]:
+    """The splits that a run is graded on. Of the harder questions 100 as ever, without those whose
+    note does not apply, for a policy that copies is right there: all of these are a split."""
+    rows = {name: data.load(None, name) for name in ("test", "test_seen", "test_hard")}
+    hard = rows["test_hard"]
+    rows["test_hard"] = [e for e in evaluate.some(hard, evaluate.HARD) if not unchanged(e)]
+    return rows | {"no_change": [e for e in hard if unchanged(e)]}
+
+
+def unchanged(example: data.Example) -> bool:
+    return example.old_code == example.new_code
+
+
+def letter(answer: evaluate.Graded) -> str:
+    """right, a copy of the old code, or wrong: so that rows can be compared one by one."""
+    return "r" if answer.exact else "c" if answer.copied else "w"
 
 
 def named(row: dict) -> str:
     return json.dumps(row, sort_keys=True)
 
 
-def distance(policy: Policy, base: Policy, examples: list[data.Example], longest: int) -> float:
-    """KL to the untrained policy: the mean of k3 over the tokens of 4 samples a prompt."""
-    how = {"group_size": 4, "max_new_tokens": longest, "temperature": 1.0, "plain": True}
+def sampled(policy: Policy, base: Policy, examples: list[data.Example], longest: int) -> dict:
+    """Of 8 samples of each prompt: the KL to the untrained policy (mean of k3 over tokens), and how
+    often one of them, and one of all, is right (percent): what is likely, and what is possible."""
+    how = {"group_size": 8, "max_new_tokens": longest, "temperature": 1.0, "plain": True}
     seed = torch.Generator().manual_seed(0)
     rollout = policy.sample(policy.prompts(examples), generator=seed, **how)
-    return grpo.kl(rollout.logp, scored(base, rollout))[rollout.mask].mean().item()
+    targets = [e.new_code for e in examples for _ in range(8)]
+    right = [v.equal for v in reward.verdicts(policy.texts(rollout), targets, None)]
+    right = torch.tensor(right).view(-1, 8)  # [B, 8]
+    return {
+        "kl": grpo.kl(rollout.logp, scored(base, rollout))[rollout.mask].mean().item(),
+        "pass@1": 100 * right.float().mean().item(),
+        "pass@8": 100 * right.any(1).float().mean().item(),
+    }
 
 
 def nats(policy: Policy, examples: list[data.Example]) -> float:
@@ -312,7 +352,11 @@ COLUMNS = {  # and how many digits each has behind the point
     "new updates right": (1, lambda r: r["grade"]["test_seen"]["exact"]),
     "new updates copies": (1, lambda r: r["grade"]["test_seen"]["copies"]),
     "harder right": (1, lambda r: r["grade"]["test_hard"]["exact"]),
+    "no change needed, right": (1, lambda r: r["grade"]["no_change"]["exact"]),
+    "pass@1": (1, lambda r: r["pass@1"]),
+    "pass@8": (1, lambda r: r["pass@8"]),
     "form": (1, lambda r: r["grade"]["test"]["format"]),
+    "samples": (0, lambda r: r["samples"]),
     "KL": (3, lambda r: r["kl"]),
     "nats": (3, lambda r: r["nats"]),
 }
