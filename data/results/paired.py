@@ -63,15 +63,14 @@ def row(title: str, found: Answers, first: Answers, good: Callable) -> list:
 def mean_row(title: str, pairs: list[tuple[Answers, Answers]], good: Callable) -> list:
     """A line of the rows that all files have, each with its mean over the pairs."""
     rows = set.intersection(*(set(answers) for pair in pairs for answers in pair))
-    same = [[{row: answers[row] for row in rows} for answers in pair] for pair in pairs]
-
-    def over_pairs(each: list[list[int]]) -> str:
-        return mean([statistics.fmean(values) for values in zip(*each, strict=True)])
-
     cells = []
     for of in (good, copies):
-        cells.append(over_pairs([[of(line) for line in after.values()] for _, after in same]))
-        cells.append(over_pairs([change(of, *pair) for pair in same]))
+        rates = [statistics.fmean(of(after[row]) for _, after in pairs) for row in rows]
+        moved = [
+            statistics.fmean(of(after[row]) - of(before[row]) for before, after in pairs)
+            for row in rows
+        ]
+        cells += [mean(rates), mean(moved)]
     return [title, len(rows), *cells[:2], "", *cells[2:]]
 
 
