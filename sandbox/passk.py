@@ -131,13 +131,18 @@ def counts(result: Result, needs_update: bool, asked: bool = True) -> tuple[int,
     return len(outcomes) - outcomes.count("could-not-run"), outcomes.count("pass")
 
 
-def estimate(
+def values(
     results: list[Result], k: int, needs_update: bool = False, asked: bool = True
-) -> Estimate | None:
-    """Pass@k (UPass@k: `needs_update`) over the items with k samples that ran; None if none has."""
-    pairs = [counts(result, needs_update, asked) for result in results]
-    values = [pass_at_k(n, c, k) for n, c in pairs if n >= k]
-    return bootstrap(values) if values else None
+) -> dict[str, float]:
+    """Pass@k (UPass@k: `needs_update`) of each item with k samples that ran, by its id."""
+    pairs = {result.id: counts(result, needs_update, asked) for result in results}
+    return {name: pass_at_k(n, c, k) for name, (n, c) in pairs.items() if n >= k}
+
+
+def estimate(results: list[Result], *how) -> Estimate | None:
+    """The mean of `values` over items; None if there are none."""
+    found = values(results, *how)
+    return bootstrap(list(found.values())) if found else None
 
 
 def numbers(text: str, samples: int) -> list[int]:

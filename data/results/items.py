@@ -24,19 +24,13 @@ def read(file: str) -> list[passk.Result]:
     return [passk.Result(**{name: x for name, x in row.items() if name != "run"}) for row in rows]
 
 
-def values(results: list[passk.Result], k: int, needs_update: bool, asked: bool) -> Values:
-    """Pass@k of each item that has k samples which ran."""
-    counts = {result.id: passk.counts(result, needs_update, asked) for result in results}
-    return {name: passk.pass_at_k(n, c, k) for name, (n, c) in counts.items() if n >= k}
-
-
 def change(before: Values, after: Values) -> str:
     moved = passk.bootstrap([after[item] - before[item] for item in after if item in before])
     return f"{100 * moved.mean:+.1f} [{100 * moved.low:+.1f}, {100 * moved.high:+.1f}]"
 
 
 def columns(results: list[passk.Result]) -> dict[str, tuple[int, bool, bool]]:
-    """What can be told of such results: arguments of `values`, by title."""
+    """What can be told of such results: arguments of `passk.values`, by title."""
     ks = sorted({1, min(len(result.verdicts) for result in results)})
     found = {f"Pass@{k}": (k, False, False) for k in ks}
     if any(result.package for result in results):  # with updates
@@ -49,12 +43,12 @@ def columns(results: list[passk.Result]) -> dict[str, tuple[int, bool, bool]]:
 def table(files: list[str]) -> str:
     found = {file: read(file) for file in files}
     titles = columns([result for results in found.values() for result in results])
-    first = {title: values(found[files[0]], *how) for title, how in titles.items()}
+    first = {title: passk.values(found[files[0]], *how) for title, how in titles.items()}
     rows = []
     for file, results in found.items():
         cells = []
         for title, how in titles.items():
-            now = values(results, *how)
+            now = passk.values(results, *how)
             mean = f"{100 * sum(now.values()) / len(now):.1f}"
             cells += [mean, "" if file == files[0] else change(first[title], now)]
         rows.append((file, len(results), *cells))
