@@ -10,8 +10,8 @@
         J = 1/(sum_i |o_i|) sum_i sum_t sg(min(r_it, 1 + eps_high)) A_i log pi(o_it)
 
 sg: a constant to the gradient. Letters and shapes are those of grpo.py, A_i too where none is here.
-None has a KL: Dr. GRPO sets beta to 0, GSPO leaves it out, CISPO has none. Not here: what the three
-papers do besides the loss (MiniMax-M1 also samples dynamically, as `--algo dapo` does).
+None has a KL: Dr. GRPO sets beta to 0, GSPO's paper omits it for brevity, CISPO has none. Not here:
+what the papers do besides the loss (MiniMax-M1 also takes DAPO's dynamic sampling and its penalty).
 """
 
 from collections.abc import Callable
@@ -75,8 +75,8 @@ def gspo_loss(
     """-sum(weight * min(s A, clip(s, 1 - eps_low, 1 + eps_high) A)), a row's s on all its tokens.
 
     A row must be whole: its tokens are those where weight > 0. Each gets the same gradient in logp,
-    -(row's weight) s A / |o_i|, or all get none. The clips are narrow, and the paper's (sec. 5.1),
-    because a mean over |o_i| log ratios hardly moves. The rest is as in `grpo.loss`.
+    -(row's weight) s A / |o_i|, or all get none. The clips are narrow, and the paper's (sec. 5.1):
+    the mean of a long answer's log ratios hardly moves. The rest is as in `grpo.loss`.
     """
     new, old = clean(weight, logp, old_logp)  # [N, T]
     change = new - old  # [N, T], log r_it

@@ -34,7 +34,7 @@ SHORT = {"steps": 1, "prompts": 2, "max_new_tokens": 8}
 
 # One row of each table, and those that are handed a reward or a loss of their own.
 ROWS = [
-    ("reward", "(ES + EM) / 2, as GAPO has it"),
+    ("reward", "(ES + EM) / 2, the mix of GAPO"),
     ("reward", "control: random"),
     ("loss", "... and clip-higher alone"),
     ("loss", "GRPO without KL, dynamic sampling alone"),

@@ -51,18 +51,20 @@ SEEDS = (0, 1, 2)
 
 # Of each table its rows, and what of a default GRPO run differs there: flags of recode.py, and by
 # name a "reward" or a "loss" from below. Equal rows of two tables are one run.
-NO_KL, FOUR = {"beta": 0.0}, {"minibatches": 4}
+NO_KL, FOUR, SMALL = {"beta": 0.0}, {"minibatches": 4}, {"lr": 1e-4, "steps": 48}
 OVERLONG = {"algo": "dapo", "overlong_buffer": 96}
 TABLES: dict[str, dict[str, dict]] = {
     "reward": {
         "EM*": {},
         "ES*": {"correctness": "es_star"},
         "EM_copy": {"correctness": "em_copy"},
-        "EM, whether it parses or not": {"reward": "em"},
-        "ES, whether it parses or not": {"reward": "es"},
-        "(ES + EM) / 2, as GAPO has it": {"reward": "half"},
+        "EM: -1.5 also where nothing parses": {"reward": "em"},
+        "ES: also of code that does not parse": {"reward": "es"},
+        "(ES + EM) / 2, the mix of GAPO": {"reward": "half"},
         "control: form alone": {"reward": "form"},
         "control: random": {"reward": "random"},
+        "EM*, small steps": SMALL,
+        "control: random, small steps": {"reward": "random"} | SMALL,
     },
     "loss": {
         "SFT": {"algo": "sft"},
@@ -104,6 +106,7 @@ TABLES: dict[str, dict[str, dict]] = {
         "untrained": {"algo": "none"},
         "GRPO, 12 steps": {},
         "GRPO, 100 steps": {"steps": 100},
+        "control: random, 100 steps": {"steps": 100, "reward": "random"},
         "SFT, 100 steps": {"algo": "sft", "steps": 100},
         "SFT, 400 steps": {"algo": "sft", "steps": 400},
     },
@@ -137,12 +140,12 @@ def form(texts, examples, **_) -> list[float]:
     return [0.0] * len(texts)
 
 
-# The mean of EM* in the first steps of GRPO's seeds 0, 1 and 2 is -0.97, as 2 p - 1.5 (1 - p) is.
+# EM* means -0.97 in the first steps of GRPO's seeds 0, 1 and 2: so does 2 p - 1.5 (1 - p).
 CHANCE = 0.15
 
 
 def chance(texts, examples, *, seed: int, step: int, often=CHANCE, **_) -> list[float]:
-    """2 or -1.5 by a hash, as often as EM* pays them at the start: it knows nothing of the code."""
+    """2 or -1.5 by a hash, with EM*'s mean at the start: it knows nothing of the code."""
     names = (f"{seed} {step} {row}".encode() for row in range(len(texts)))
     parts = (int.from_bytes(hashlib.sha256(name).digest()[:8], "big") / 2**64 for name in names)
     return [2.0 if part < often else -1.5 for part in parts]
@@ -176,7 +179,7 @@ def scoring(rule, seed: int, base: Policy | None, first: int = 0):
         each = [e for e in examples for _ in range(config.group_size)]
         worth = rule(texts, each, rollout=rollout, base=base, seed=seed, step=next(turn))
         right = torch.tensor(worth).view_as(scores["total"])  # [B, G]
-        total = scores["format"] + right
+        total = scores["total"] - scores["correctness"] + right  # the overlong penalty stays
         return {**scores, "correctness": right, "total": total, "dead": grpo.dead(total)}
 
     return score
