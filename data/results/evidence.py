@@ -63,6 +63,7 @@ TABLES: dict[str, dict[str, dict]] = {
         "(ES + EM) / 2, the mix of GAPO": {"reward": "half"},
         "control: form alone": {"reward": "form"},
         "control: random": {"reward": "random"},
+        "control: random, 1 minibatch": {"reward": "random", "minibatches": 1},  # nothing to clip
         "EM*, small steps": SMALL,
         "control: random, small steps": {"reward": "random"} | SMALL,
     },
