@@ -109,8 +109,10 @@ class Estimate(NamedTuple):
         return f"{100 * self.mean:.1f} [{100 * self.low:.1f}, {100 * self.high:.1f}]"  # percent
 
 
-def bootstrap(values: list[float], resamples: int = 2000) -> Estimate:
+def bootstrap(values: list[float], resamples: int = 2000) -> Estimate | None:
     """Mean of `values`, one an item, with a 95 % percentile interval over items drawn anew."""
+    if not values:
+        return None
     x = np.asarray(values, dtype=np.float64)
     places = np.random.default_rng(0).integers(0, len(x), (resamples, len(x)))
     low, high = np.quantile(x[places].mean(axis=1), (0.025, 0.975))
@@ -131,18 +133,10 @@ def counts(result: Result, needs_update: bool, asked: bool = True) -> tuple[int,
     return len(outcomes) - outcomes.count("could-not-run"), outcomes.count("pass")
 
 
-def values(
-    results: list[Result], k: int, needs_update: bool = False, asked: bool = True
-) -> dict[str, float]:
+def values(results: list[Result], k: int, needs_update=False, asked=True) -> dict[str, float]:
     """Pass@k (UPass@k: `needs_update`) of each item with k samples that ran, by its id."""
     pairs = {result.id: counts(result, needs_update, asked) for result in results}
     return {name: pass_at_k(n, c, k) for name, (n, c) in pairs.items() if n >= k}
-
-
-def estimate(results: list[Result], *how) -> Estimate | None:
-    """The mean of `values` over items; None if there are none."""
-    found = values(results, *how)
-    return bootstrap(list(found.values())) if found else None
 
 
 def numbers(text: str, samples: int) -> list[int]:
@@ -174,7 +168,7 @@ def table(results: list[Result], ks: list[int], both: bool = False) -> str:
             groups[value] = [r for r in results if getattr(r, name) == value]
 
     def cells(part: list[Result]) -> list:
-        return [estimate(part, k, u, asked) or "-" for asked, k, u in columns]
+        return [bootstrap([*values(part, k, u, asked).values()]) or "-" for asked, k, u in columns]
 
     return markdown(f"| | items | {' | '.join(heads)} |", groups, cells)
 

@@ -264,12 +264,11 @@ def test_what_could_not_run_is_left_out_and_upass_needs_the_update():
     """A missing library counted as wrong would measure the machine."""
     assert [bench.counts(r, False) for r in RESULTS] == [(3, 2), (3, 0), (2, 2), (3, 1)]
     assert [bench.counts(r, True) for r in RESULTS] == [(3, 1), (3, 0), (2, 2), (2, 0)]
-    # Pass@1: 2/3, 0, 2/2 and 1/3. Pass@3: c is judged twice only, the others are 1, 0 and 1.
-    assert bench.estimate(RESULTS, 1).mean == pytest.approx((2 / 3 + 0 + 1 + 1 / 3) / 4)
-    assert bench.estimate(RESULTS, 3).mean == pytest.approx(2 / 3)
-    assert bench.estimate(RESULTS, 3).items == 3
-    assert bench.estimate(RESULTS, 1, True).mean == pytest.approx((1 / 3 + 0 + 1 + 0) / 4)
-    assert bench.estimate(RESULTS, 4) is None
+    assert bench.values(RESULTS, 1) == pytest.approx({"a": 2 / 3, "b": 0, "c": 2 / 2, "d": 1 / 3})
+    assert bench.values(RESULTS, 3) == {"a": 1, "b": 0, "d": 1}  # c is judged twice only
+    update = bench.values(RESULTS, 1, True)
+    assert update == pytest.approx({"a": 1 / 3, "b": 0, "c": 2 / 2, "d": 0 / 2})
+    assert bench.values(RESULTS, 4) == {} and bench.bootstrap([]) is None
 
 
 def test_the_table_has_all_packages_and_kinds():
