@@ -63,6 +63,22 @@ def test_a_row_of_each_table_is_made(tiny, tmp_path, monkeypatch, table, name):
     assert [len(line["rows"][name]) for name in splits] == [2] * 4 and line["samples"] >= 2
     shown = evidence.table(table, {(line["run"], 0): line})
     assert sum(" | 1 | " in row and name in row for row in shown.split("\n")) == 1
+    assert len({row.count("|") for row in shown.split("\n")}) == 1  # a column has one head
+
+
+def test_the_usual_error_is_the_median_of_the_rows(monkeypatch):
+    """Prevents: three seeds that agree by luck make any difference a finding; a row that stands in
+    two tables, or lacks a seed, counts."""
+    seeds = {"EM*": (1, 2, 3), "ES*": (0, 0, 3), "EM_copy": (5, 5, 5), "control: random": (0, 9)}
+    known = {
+        (evidence.named(evidence.TABLES["reward"][name]), seed): {"x": x}
+        for name, values in seeds.items()
+        for seed, x in enumerate(values)
+    }
+    monkeypatch.setattr(evidence, "COLUMNS", {"x": (2, lambda line: line["x"])})
+    # Standard deviations 1, sqrt(3) and 0, of means of three 1 / sqrt(3) = 0.577, 1 and 0.
+    assert evidence.usual(known).split("\n")[2:] == ["|  | 3 | 0.58 |"]
+    assert "| EM* | 3 | 2.00 ± 0.58 |" in evidence.table("reward", known).split("\n")
 
 
 def test_what_is_done_is_kept_whatever_ends_the_rest(tmp_path, monkeypatch):

@@ -356,7 +356,7 @@ COLUMNS = {  # and how many digits each has behind the point
     "new updates right": (1, lambda r: r["grade"]["test_seen"]["exact"]),
     "new updates copies": (1, lambda r: r["grade"]["test_seen"]["copies"]),
     "harder right": (1, lambda r: r["grade"]["test_hard"]["exact"]),
-    "no change needed, right": (1, lambda r: r["grade"]["no_change"]["exact"]),
+    "no change needed: right": (1, lambda r: r["grade"]["no_change"]["exact"]),
     "pass@1": (1, lambda r: r["pass@1"]),
     "pass@8": (1, lambda r: r["pass@8"]),
     "form": (1, lambda r: r["grade"]["test"]["format"]),
@@ -366,11 +366,15 @@ COLUMNS = {  # and how many digits each has behind the point
 }
 
 
+def seeds_of(row: dict, known: dict[tuple[str, int], dict]) -> list[dict]:
+    return [known[key] for seed in SEEDS if (key := (named(row), seed)) in known]
+
+
 def table(name: str, known: dict[tuple[str, int], dict]) -> str:
     """Markdown: mean over seeds ± standard error of that mean."""
     rows = []
     for title, row in TABLES[name].items():
-        found = [known[key] for seed in SEEDS if (key := (named(row), seed)) in known]
+        found = seeds_of(row, known)
         cells = [cell([value(r) for r in found], digits) for digits, value in COLUMNS.values()]
         rows.append((title, len(found), *cells))
     return report.markdown(", ".join([name, "seeds", *COLUMNS]), rows)
@@ -378,9 +382,22 @@ def table(name: str, known: dict[tuple[str, int], dict]) -> str:
 
 def cell(values: list[float], digits: int) -> str:
     text = f"{statistics.mean(values):.{digits}f}" if values else ""
-    if len(values) > 1:
-        text += f" ± {statistics.stdev(values) / math.sqrt(len(values)):.{digits}f}"
-    return text
+    return text + (f" ± {error(values):.{digits}f}" if len(values) > 1 else "")
+
+
+def error(values: list[float]) -> float:
+    return statistics.stdev(values) / math.sqrt(len(values))
+
+
+def usual(known: dict[tuple[str, int], dict]) -> str:
+    """Markdown: of each column the median ±, for a row's three seeds may lie together by luck."""
+    rows = {named(row): seeds_of(row, known) for rows in TABLES.values() for row in rows.values()}
+    whole = [found for found in rows.values() if len(found) == len(SEEDS)]
+    cells = []
+    for digits, value in COLUMNS.values():
+        errors = [error([value(r) for r in found]) for found in whole]
+        cells.append(f"{statistics.median(errors):.{digits}f}" if errors else "")
+    return report.markdown(", ".join(["median ±", "rows", *COLUMNS]), [("", len(whole), *cells)])
 
 
 def picture(known: dict[tuple[str, int], dict]) -> None:
@@ -432,7 +449,7 @@ def main() -> None:
     if missing and not options.show:
         make(missing, options.jobs)
     known = records()
-    print("\n\n".join(table(name, known) for name in names))
+    print("\n\n".join([*(table(name, known) for name in names), usual(known)]))
     picture(known)
 
 
