@@ -109,10 +109,8 @@ class Estimate(NamedTuple):
         return f"{100 * self.mean:.1f} [{100 * self.low:.1f}, {100 * self.high:.1f}]"  # percent
 
 
-def bootstrap(values: list[float], resamples: int = 2000) -> Estimate | None:
+def bootstrap(values: list[float], resamples: int = 2000) -> Estimate:
     """Mean of `values`, one an item, with a 95 % percentile interval over items drawn anew."""
-    if not values:
-        return None
     x = np.asarray(values, dtype=np.float64)
     places = np.random.default_rng(0).integers(0, len(x), (resamples, len(x)))
     low, high = np.quantile(x[places].mean(axis=1), (0.025, 0.975))
@@ -168,7 +166,8 @@ def table(results: list[Result], ks: list[int], both: bool = False) -> str:
             groups[value] = [r for r in results if getattr(r, name) == value]
 
     def cells(part: list[Result]) -> list:
-        return [bootstrap([*values(part, k, u, asked).values()]) or "-" for asked, k, u in columns]
+        found = [list(values(part, k, u, asked).values()) for asked, k, u in columns]
+        return [bootstrap(x) if x else "-" for x in found]
 
     return markdown(f"| | items | {' | '.join(heads)} |", groups, cells)
 

@@ -268,7 +268,10 @@ def test_what_could_not_run_is_left_out_and_upass_needs_the_update():
     assert bench.values(RESULTS, 3) == {"a": 1, "b": 0, "d": 1}  # c is judged twice only
     update = bench.values(RESULTS, 1, True)
     assert update == pytest.approx({"a": 1 / 3, "b": 0, "c": 2 / 2, "d": 0 / 2})
-    assert bench.values(RESULTS, 4) == {} and bench.bootstrap([]) is None
+    lines = bench.table(RESULTS, [1, 3]).splitlines()
+    # Their means: (2/3 + 0 + 1 + 1/3) / 4, (1/3 + 0 + 1 + 0) / 4, and 2/3.
+    assert [cell.split()[0] for cell in lines[2].split(" | ")[2:5]] == ["50.0", "33.3", "66.7"]
+    assert bench.table(RESULTS, [4]).splitlines()[2] == "| all | 4 | - | - |"
 
 
 def test_the_table_has_all_packages_and_kinds():

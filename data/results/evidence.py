@@ -413,10 +413,10 @@ def picture(known: dict[tuple[str, int], dict]) -> None:
     )
     for axis, (name, rows) in zip(axes, TABLES.items(), strict=True):
         for place, row in enumerate(rows.values()):
-            for seed in SEEDS:
-                if grade := known.get((named(row), seed), {}).get("grade"):
-                    axis.plot(grade["test"]["exact"], place, "o", color="C0", alpha=0.7)
-                    axis.plot(grade["test"]["copies"], place, "o", mfc="none", color="C1")
+            for line in seeds_of(row, known):
+                grade = line["grade"]["test"]
+                axis.plot(grade["exact"], place, "o", color="C0", alpha=0.7)
+                axis.plot(grade["copies"], place, "o", mfc="none", color="C1")
         axis.set_yticks(range(len(rows)), rows, fontsize=8)
         axis.set_ylim(len(rows) - 0.5, -0.5)
         axis.set_title(name, fontsize=9, loc="left")
