@@ -55,9 +55,7 @@ def train(config: Config, policy: Policy, state: State) -> Iterator[dict]:
     state.set_generators()
     while state.step < config.steps and state.idle < config.patience:
         log, batch = Log(), Batch(config)
-        while (
-            batch.missing
-        ):  # once; DAPO: until the batch is full of kept groups, or no try is left
+        while batch.missing:  # once; DAPO: until enough groups are kept, or no try is left
             examples = list(itertools.islice(stream, batch.missing))
             # ---- sample
             rollout = sample(policy, examples, config, state)
