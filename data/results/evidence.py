@@ -107,7 +107,6 @@ TABLES: dict[str, dict[str, dict]] = {
         "untrained": {"algo": "none"},
         "GRPO, 12 steps": {},
         "GRPO, 100 steps": {"steps": 100},
-        "control: random, 100 steps": {"steps": 100, "reward": "random"},
         "SFT, 100 steps": {"algo": "sft", "steps": 100},
         "SFT, 400 steps": {"algo": "sft", "steps": 400},
     },
