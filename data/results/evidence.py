@@ -22,6 +22,7 @@ import sys
 import tempfile
 import time
 from concurrent.futures import ProcessPoolExecutor
+from dataclasses import replace
 from functools import partial
 from pathlib import Path
 from unittest.mock import patch
@@ -101,6 +102,7 @@ TABLES: dict[str, dict[str, dict]] = {
         "k3 in the loss, 1": {"beta": 1.0},
         "k2 in the loss, 1": {"beta": 1.0, "loss": "k2"},
         "k1 in the loss, 1": {"beta": 1.0, "loss": "k1"},
+        "... and token mean": {"beta": 1.0, "loss": "k1, token mean"},
         "k1 in the reward, 1": {"beta": 0.0, "reward": "k1"},
     },
     "long": {
@@ -198,7 +200,9 @@ def with_kl(logp, old_logp, adv, weight, *, estimate, clip, beta, ref_logp):
 KL = {"k1": lambda gap: gap, "k2": lambda gap: gap.square() / 2}  # gap = logp - ref_logp
 LOSSES = {
     name: Variant(("clip", "beta"), loss=partial(with_kl, estimate=of)) for name, of in KL.items()
-} | {  # DAPO's parts, each by itself on GRPO with its clip of 0.2
+}
+LOSSES["k1, token mean"] = replace(LOSSES["k1"], token_weight=dapo.token_weight)
+LOSSES |= {  # DAPO's parts, each by itself on GRPO with its clip of 0.2
     "clip-higher": Variant((), loss=partial(dapo.loss, dual_clip=None)),
     "filter": Variant((), keep=dapo.keep),
     "token mean": Variant((), token_weight=dapo.token_weight),
