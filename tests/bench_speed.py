@@ -450,7 +450,7 @@ def measured(tree: Path, what: str, model: str) -> tuple[float, float]:
             command += (
                 f"--model {model} --steps 2 --prompts 6 --max-new-tokens 200 --beta 0".split()
             )
-            command += ["--correctness", "em_copy", "--eval-rows", "2", once, "1"]
+            command += ["--correctness", "em_copy", "--eval-rows", "1", once, "1"]
         elif what != "toy":
             program, command = str(ROOT / "tests" / "bench_tree.py"), [str(tree), what, model]
         begin = time.perf_counter()
