@@ -22,7 +22,6 @@ import sys
 import tempfile
 import time
 from concurrent.futures import ProcessPoolExecutor
-from dataclasses import replace
 from functools import partial
 from pathlib import Path
 from unittest.mock import patch
@@ -197,12 +196,13 @@ def with_kl(logp, old_logp, adv, weight, *, estimate, clip, beta, ref_logp):
     return value + beta * (weight * estimate(logp - ref_logp)).sum(), info
 
 
-KL = {"k1": lambda gap: gap, "k2": lambda gap: gap.square() / 2}  # gap = logp - ref_logp
+K1 = partial(with_kl, estimate=lambda gap: gap)  # gap = logp - ref_logp
+K2 = partial(with_kl, estimate=lambda gap: gap.square() / 2)
 LOSSES = {
-    name: Variant(("clip", "beta"), loss=partial(with_kl, estimate=of)) for name, of in KL.items()
-}
-LOSSES["k1, token mean"] = replace(LOSSES["k1"], token_weight=dapo.token_weight)
-LOSSES |= {  # DAPO's parts, each by itself on GRPO with its clip of 0.2
+    "k1": Variant(grpo.KNOBS, loss=K1),
+    "k2": Variant(grpo.KNOBS, loss=K2),
+    "k1, token mean": Variant(grpo.KNOBS, loss=K1, token_weight=dapo.token_weight),
+    # DAPO's parts, each by itself on GRPO with its clip of 0.2
     "clip-higher": Variant((), loss=partial(dapo.loss, dual_clip=None)),
     "filter": Variant((), keep=dapo.keep),
     "token mean": Variant((), token_weight=dapo.token_weight),
